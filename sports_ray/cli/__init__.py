@@ -1,0 +1,95 @@
+"""The commands: words -> config -> one call -> exit code. Only this package prints.
+
+Each module holds one command or group and is imported when it is called, so that `sports-ray --help` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+import click
+
+from sports_ray import __version__
+from sports_ray.errors import SportsRayError
+
+COMMANDS = {
+    "train": ("sports_ray.cli.train:train", "Train a model on a folder of photographs, or go on with it."),
+    "resume": ("sports_ray.cli.train:resume", "Go on with a run as it was started."),
+    "status": ("sports_ray.cli.status:status", "Show the runs of a store, or one of them."),
+    "data": ("sports_ray.cli.data:data", "Look into photographs, or draw a set to try things with."),
+    "models": ("sports_ray.cli.models:models", "List models with size and preprocessing."),
+    "recipes": ("sports_ray.cli.models:recipes", "List the recipes, or show one."),
+    "bench": ("sports_ray.cli.bench:bench", "Measure training, loader and checkpoints on this machine."),
+    "demo": ("sports_ray.cli.demo:demo", "See the main job: two models, a killed worker, and a table."),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if near:
+                error.message += f" Did you mean {near[0]}?"
+            raise
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sports-ray")
+def cli() -> None:
+    """Train timm image classifiers on sports photographs, on machines that may vanish, to the same last bit.
+
+    \b
+    sports-ray demo                                          see it work, in four minutes
+    sports-ray data scan photos                              is the data sound?
+    sports-ray train --data photos --model convnext_large    train; the same command resumes
+
+    Exit codes: 0 done, 2 your mistake, 3 failed, 75 paused (the same command goes on).
+    """
+
+
+def main() -> None:
+    """Entry point: every error on purpose is one line on stderr, or one JSON object with --json."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except SportsRayError as error:
+        report_error(error)
+        code = error.exit_code
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def report_error(error: SportsRayError) -> None:
+    if "--json" in sys.argv:
+        parts = {"what": error.what, "got": str(error.got), "wanted": error.want, "cure": error.cure}
+        print(json.dumps({"event": "error", "kind": type(error).__name__, "exit_code": error.exit_code, **parts}))
+    print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,179 @@
+"""What a person sees of a training: a live bar on a terminal, plain lines in a pipe, JSON lines with --json."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PLAIN_SECONDS = 10.0
+
+
+class Show(Protocol):
+    def fact(self, name: str, text: str, /, **data: Any) -> None:
+        """One line of the plan or the summary; `data` is the same for machines."""
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Progress, as the engine and the supervisor send it."""
+
+    def close(self) -> None: ...
+
+
+def choose_show(as_json: bool) -> Show:
+    if as_json:
+        return JsonShow()
+    return LiveShow() if sys.stdout.isatty() else PlainShow()
+
+
+class JsonShow:
+    """One JSON object a line."""
+
+    def fact(self, name: str, text: str, /, **data: Any) -> None:
+        self._line({"event": name, **(data or {"text": text})})
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        self._line({"event": event["kind"], **{key: value for key, value in event.items() if key != "kind"}})
+
+    def close(self) -> None:
+        sys.stdout.flush()
+
+    def _line(self, record: Mapping[str, Any]) -> None:
+        print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+class Pace:
+    """Estimates the time left from the steps seen, pauses for evaluation included."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def left(self, step: int, total: int) -> str:
+        now = time.monotonic()
+        if self._first is None or step < self._first[1]:
+            self._first = (now, step)
+        done = step - self._first[1]
+        return duration((now - self._first[0]) / done * (total - step)) if done else "?"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def evaluation_line(event: Mapping[str, Any]) -> str:
+    score = f"val {event['val_acc1']:.4f}"
+    if "ema_val_acc1" in event:
+        score += f" · EMA {event['ema_val_acc1']:.4f}"
+    loss = f"train loss {event['train_loss']:.4f} · " if event.get("train_loss") is not None else ""
+    return f"epoch {event['epoch']}: {loss}{score}{' · best' if event.get('best') else ''}"
+
+
+def restart_line(event: Mapping[str, Any]) -> str | None:
+    """The words for an event that is worth a line of its own, or None."""
+    if event["kind"] == "restart":
+        return f"! {event['reason']}: starting again from the last commit"
+    if event["kind"] == "start":
+        where = f"at step {event['step']} of {event['total_steps']}"
+        return f"{'training from the start' if not event['step'] else 'going on'} {where} · {event['precision']}"
+    return None
+
+
+class PlainShow:
+    """Lines without control codes; at most one every ten seconds between evaluations."""
+
+    def __init__(self) -> None:
+        self._pace, self._last = Pace(), 0.0
+
+    def fact(self, name: str, text: str, /, **data: Any) -> None:
+        for index, line in enumerate(text.splitlines()):
+            print(f"{name if not index else '':<11} {line}", flush=True)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "evaluated":
+            print(evaluation_line(event), flush=True)
+        elif line := restart_line(event):
+            print(line, flush=True)
+        elif event["kind"] == "step":
+            left = self._pace.left(event["step"], event["total_steps"])
+            if time.monotonic() - self._last >= PLAIN_SECONDS:
+                self._last = time.monotonic()
+                share = 100 * event["step"] / event["total_steps"]
+                print(
+                    f"epoch {event['epoch']}/{event['epochs']} · step {event['step']} · {share:.0f} % · "
+                    f"{event['images_per_second']:.0f} images/s · loss {event['loss']:.3f} · {left} left",
+                    flush=True,
+                )
+
+    def close(self) -> None:
+        sys.stdout.flush()
+
+
+class LiveShow(PlainShow):
+    """A bar with speed, loss, best score and time left; facts and evaluations scroll above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+
+        self._console = Console(highlight=False)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._best = ""
+
+    def fact(self, name: str, text: str, /, **data: Any) -> None:
+        self.close()
+        for index, line in enumerate(text.splitlines()):
+            self._console.print(f"[bold]{name if not index else '':<11}[/] {_escape(line)}", soft_wrap=True)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "evaluated":
+            if event.get("best"):
+                self._best = f"best {event.get('ema_val_acc1', event['val_acc1']):.3f} (epoch {event['epoch']})"
+            self._above(evaluation_line(event))
+        elif line := restart_line(event):
+            self._above(line)
+        elif event["kind"] == "step":
+            self._update(event)
+
+    def _above(self, line: str) -> None:
+        (self._bar.console if self._bar else self._console).print(_escape(line))
+
+    def _update(self, event: Mapping[str, Any]) -> None:
+        left = self._pace.left(event["step"], event["total_steps"])
+        if self._bar is None:
+            self._start(event["total_steps"])
+        assert self._bar is not None and self._task is not None
+        text = f"{event['images_per_second']:.0f} images/s · loss {event['loss']:.2f}"
+        text += f" · {self._best}" if self._best else ""
+        epoch = f"epoch {event['epoch']}/{event['epochs']}"
+        self._bar.update(self._task, completed=event["step"], description=epoch, text=f"{text} · {left} left")
+
+    def _start(self, total: int) -> None:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=5)
+        self._task = self._bar.add_task("", total=total, text="")
+        self._bar.start()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

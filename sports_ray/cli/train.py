@@ -1,0 +1,268 @@
+"""`train` and `resume`: settle the plan, show it, run it, say how to go on."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sports_ray.cli.show import Show, choose_show, duration
+from sports_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sports_ray.config import TrainConfig
+    from sports_ray.engine.run import Outcome
+    from sports_ray.orchestrate.plan import Plan
+
+EXAMPLES = """
+\b
+Examples:
+  sports-ray train --data photos --model convnext_large
+  sports-ray train --data photos --model test_resnet --recipe quick --workers 0
+  sports-ray train --data photos --model vit_base_patch16_224 --time-budget 11h30m --store s3://bucket/runs
+  sports-ray train --data photos --model test_resnet --weights none --set optim.lr=4e-3 --dry-run
+
+The same command again goes on where it stopped. Exit codes: 0 done, 2 your mistake, 3 failed, 75 paused.
+"""
+
+
+def parse_duration(text: str) -> float:
+    """`11h30m`, `45m`, `90s`, `2h` or plain seconds -> seconds; ConfigError otherwise."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not text.strip() or not match:
+        raise ConfigError("--time-budget", got=text, want="hours, minutes, seconds", cure="for example 11h30m")
+    seconds = int(match[1] or 0) * 3600 + int(match[2] or 0) * 60 + float(match[3] or 0)
+    if seconds <= 0:
+        raise ConfigError("--time-budget", got=text, want="more than zero", cure="for example 11h30m")
+    return seconds
+
+
+@click.command(epilog=EXAMPLES)
+@click.option(
+    "--data", "data_root", metavar="DIR", help="Folder with train/ (val/, test/), or a CSV with path, label, split."
+)
+@click.option("--model", metavar="NAME", help="A timm model, or convnext_large, swinv2_large, swinv2_large_256.")
+@click.option("--recipe", metavar="R", help="Start from a recipe: a name of `sports-ray recipes`, or a .toml file.")
+@click.option(
+    "--run", "run_name", metavar="NAME", help="Name of the run. Default: model + digest of settings and data."
+)
+@click.option("--store", metavar="DIR|URI", help="Where runs are kept. Default: ./runs")
+@click.option("--epochs", type=int, metavar="N", help="Passes over the training images.")
+@click.option("--workers", metavar="0|N|MIN:MAX", help="0: in this process, no Ray. Default: one for each GPU, or 1.")
+@click.option("--precision", metavar="P", help="auto, bf16, fp16 or fp32. Default: auto, by device or measurement.")
+@click.option("--weights", metavar="auto|PATH|none", help="Where to start from: timm's hub, a file, or from scratch.")
+@click.option("--time-budget", metavar="T", help="Pause in time before this long has passed, such as 11h30m.")
+@click.option("--seed", type=int, metavar="N", help="Fixes order, augmentation and random start.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Print the whole config and the plan, and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def train(overrides: tuple[str, ...], dry_run: bool, as_json: bool, time_budget: str | None, **flags: Any) -> int:
+    """Train a model on a folder of photographs. Run again, the same command goes on where it stopped."""
+    started = time.time()
+    from sports_ray.recipe import build_config
+
+    keys = {
+        "data_root": "data.root",
+        "model": "model.name",
+        "run_name": "store.run",
+        "store": "store.root",
+        "epochs": "loop.epochs",
+        "workers": "cluster.workers",
+        "precision": "loop.precision",
+        "weights": "model.weights",
+        "seed": "loop.seed",
+    }
+    named = {keys[name]: value for name, value in flags.items() if name in keys}
+    named["cluster.time_budget"] = parse_duration(time_budget) if time_budget else None
+    config = build_config(flags["recipe"], named, overrides)
+    return carry_out(config, choose_show(as_json), started, dry_run=dry_run)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--store", metavar="DIR|URI", default="runs", show_default=True, help="Where runs are kept.")
+@click.option("--epochs", type=int, metavar="N", help="More epochs than the run was started with.")
+@click.option("--workers", metavar="0|N|MIN:MAX", help="Other workers than last time.")
+@click.option("--data", "data_root", metavar="DIR", help="Where the photographs lie now.")
+@click.option("--time-budget", metavar="T", help="Pause in time before this long has passed, such as 11h30m.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def resume(run: str, store: str, as_json: bool, time_budget: str | None, **flags: Any) -> int:
+    """Go on with RUN, a name in the store or a path to its folder, as it was started."""
+    started = time.time()
+    config = recorded_config(run, store, time_budget, **flags)
+    return carry_out(config, choose_show(as_json), started)
+
+
+def recorded_config(
+    run: str, store: str, time_budget: str | None, *, epochs: int | None, workers: str | None, data_root: str | None
+) -> TrainConfig:
+    """Config of an existing run, with what may differ from session to session replaced."""
+    from sports_ray.orchestrate.plan import find_run
+    from sports_ray.recipe import config_from_dict
+
+    root, name, record = find_run(run, store)
+    settings = record["config"]
+    settings["store"] |= {"root": root, "run": name}
+    settings["cluster"]["time_budget"] = parse_duration(time_budget) if time_budget else 0.0
+    if epochs is not None:
+        settings["loop"]["epochs"] = epochs
+    if workers is not None:
+        settings["cluster"]["workers"] = workers
+    if data_root is not None:
+        settings["data"]["root"] = data_root
+    return config_from_dict(settings)
+
+
+def carry_out(config: TrainConfig, show: Show, started: float, dry_run: bool = False) -> int:
+    """Plans, shows and runs a training. Returns the exit code."""
+    try:
+        from sports_ray.orchestrate.plan import make_plan
+
+        plan = make_plan(config, progress=scan_progress())
+        if dry_run:
+            show_dry_run(plan, show)
+            return 0
+        show_plan(plan, show)
+        if plan.status == "finished":
+            show_summary(plan, show)
+            return 0
+        outcome = execute(plan, show, started)
+        if outcome.status == "paused":
+            show_pause(plan, outcome, show)
+            return 75
+        show_summary(plan, show)
+        return 0
+    finally:
+        show.close()
+
+
+def execute(plan: Plan, show: Show, started: float) -> Outcome:
+    """Runs the plan in this process or on Ray."""
+    from sports_ray.engine.record import log_to_file
+
+    log_to_file(plan.run_dir, "driver.log")
+    if plan.workers == (0, 0):
+        from sports_ray.orchestrate.local import train_here
+
+        return train_here(plan, show.event, started)
+    from sports_ray.orchestrate.train import train_on_ray
+
+    return train_on_ray(plan, show.event, started)
+
+
+def scan_progress() -> Any:
+    """A callback that shows on a terminal how far the files have been read."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        end = "\r\033[K" if done >= total else "\r"
+        print(f"reading     {done:,} of {total:,} files", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def show_plan(plan: Plan, show: Show) -> None:
+    for name, text, data in plan_facts(plan):
+        show.fact(name, text, **data)
+
+
+def plan_facts(plan: Plan) -> list[tuple[str, str, dict[str, Any]]]:
+    """The plan as (name, words, data), for people and for machines."""
+    config, schedule, manifest = plan.config, plan.schedule, plan.manifest
+    counts = {split: manifest.rows(split).num_rows for split in ("train", "val", "test")}
+    test = f"{counts['test']:,}, untouched" if counts["test"] else "none"
+    photos = (
+        f"{counts['train']:,} train · {counts['val']:,} validation · test: {test} · {len(manifest.classes)} classes"
+    )
+    start = {"none": "from scratch", "auto": "from timm's pretrained weights"}.get(
+        config.model.weights, f"from {config.model.weights}"
+    )
+    model = f"{config.model.name} · {plan.parameters / 1e6:.2f} M parameters · {start} · {plan.image_size} px · {config.loop.precision}"
+    low, high = plan.workers
+    workers = (
+        "in this process"
+        if high == 0
+        else f"{low} worker{'s' * (low > 1)}"
+        if low == high
+        else f"{low} to {high} workers"
+    )
+    every = " or ".join(
+        [f"{config.store.every_steps} steps"] * bool(config.store.every_steps)
+        + [f"{config.store.every_seconds:g} s"] * bool(config.store.every_seconds)
+    )
+    steps = (
+        f"{schedule.epochs} epochs x {schedule.steps_per_epoch} steps · batch {schedule.global_batch} in {schedule.lanes} lanes · "
+        f"commits every {every} ({plan.checkpoint_bytes / 1e6:.0f} MB) · {workers}"
+    )
+    run = f"{plan.run_dir.storage.uri}      {plan.status}"
+    return [
+        (
+            "photos",
+            "\n".join([photos, *(f"! {note}" for note in plan.notes)]),
+            {**counts, "classes": len(manifest.classes), "notes": list(plan.notes)},
+        ),
+        ("model", model, {"name": config.model.name, "parameters": plan.parameters, "image_size": plan.image_size}),
+        (
+            "plan",
+            steps,
+            {
+                "epochs": schedule.epochs,
+                "steps_per_epoch": schedule.steps_per_epoch,
+                "total_steps": schedule.total_steps,
+                "checkpoint_bytes": plan.checkpoint_bytes,
+                "workers": list(plan.workers),
+            },
+        ),
+        ("run", run, {"name": plan.name, "store": plan.store, "status": plan.status}),
+    ]
+
+
+def show_dry_run(plan: Plan, show: Show) -> None:
+    from sports_ray.recipe import config_to_dict, to_toml
+
+    show.fact("config", to_toml(plan.config), config=config_to_dict(plan.config))
+    show_plan(plan, show)
+    table = plan.manifest.class_counts()
+    lines = [f"{name}: {train} train, {val} validation, {test} test" for name, train, val, test in table]
+    show.fact("classes", "\n".join(lines), classes=[list(row) for row in table])
+
+
+def show_pause(plan: Plan, outcome: Outcome, show: Show) -> None:
+    command = f"sports-ray resume {plan.run_dir.storage.uri}"
+    text = f"step {outcome.step} of {outcome.total_steps} is safe ({outcome.reason}). Go on with:\n{command}"
+    show.fact(
+        "paused", text, step=outcome.step, total_steps=outcome.total_steps, reason=outcome.reason, command=command
+    )
+
+
+def show_summary(plan: Plan, show: Show) -> None:
+    """Scores with their interval, where the weights lie, and what to do next."""
+    from sports_ray.engine.record import time_facts
+    from sports_ray.score.tally import wilson
+
+    run_dir = plan.run_dir
+    where = run_dir.storage.uri
+    for name in ("best", "last"):
+        sidecar = run_dir.describe_weights(name) or {}
+        scores = sidecar.get("scores", {})
+        accuracy = scores.get("ema_val_acc1", scores.get("val_acc1"))
+        text = f"step {sidecar.get('step')}"
+        data: dict[str, Any] = {
+            "step": sidecar.get("step"),
+            "scores": scores,
+            "weights": f"{where}/weights/{name}.safetensors",
+        }
+        if accuracy is not None:
+            images = int(scores["val_images"])
+            low, high = wilson(round(accuracy * images), images)
+            text = f"val acc1 {accuracy:.4f} (95 %: {low:.3f} to {high:.3f}, {images} images) · {text}"
+            data["interval95"] = [low, high]
+        show.fact(name, f"{text} · {where}/weights/{name}.safetensors", **data)
+    facts = time_facts(run_dir.read_timings())
+    show.fact("done", f"{duration(facts['seconds'])} of training in {facts['sessions']} sessions", **facts)
+    next_steps = f"sports-ray status {where}\ntensorboard --logdir {where}/tensorboard"
+    show.fact("next", next_steps, commands=next_steps.splitlines())

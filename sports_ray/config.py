@@ -1,0 +1,331 @@
+"""One run's settings: frozen dataclasses, checked at birth. `recipe.py` reads them from TOML, flags and overrides.
+
+Values of "auto" (or 0, where said) are settled once, when the run is created, and recorded in `run.json`.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+from sports_ray.errors import ConfigError
+
+
+@cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Resolved annotations of a config class, by field name."""
+    return typing.get_type_hints(cls)
+
+
+class Checked:
+    """Checks each field's type, choice and range when the record is made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        section = type(self).__name__.removesuffix("Config").lower()
+        for item in fields(self):  # type: ignore[arg-type]
+            key = f"{section}.{item.name}"
+            value = _checked(key, getattr(self, item.name), field_types(type(self))[item.name])
+            object.__setattr__(self, item.name, value)
+            limits = LIMITS.get(key)
+            if limits is not None and not limits[0] <= value <= limits[1]:
+                raise ConfigError(key, got=value, want=f"a value from {limits[0]:g} to {limits[1]:g}")
+
+
+def _checked(key: str, value: Any, kind: Any) -> Any:
+    """`value` as `kind`, with the harmless conversions (int to float, list to tuple), or ConfigError."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ConfigError(key, got=value, want=" or ".join(map(str, get_args(kind))))
+        return value
+    if get_origin(kind) is tuple:
+        return _checked_tuple(key, value, get_args(kind))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        name = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, kind.__name__)
+        raise ConfigError(key, got=repr(value), want=name)
+    return value
+
+
+def _checked_tuple(key: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise ConfigError(key, got=repr(value), want="a list")
+    items = tuple(value)
+    if kinds[-1] is Ellipsis:
+        return tuple(_checked(key, item, kinds[0]) for item in items)
+    if len(items) != len(kinds):
+        raise ConfigError(key, got=list(items), want=f"{len(kinds)} values")
+    return tuple(_checked(key, item, kind) for item, kind in zip(items, kinds, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """How a model wants its pictures, as timm resolves it."""
+
+    train_size: int
+    """Side of a training image, px."""
+    eval_size: int
+    """Side of an evaluation image, px."""
+    crop_pct: float
+    """Share of the resized image's side that the evaluation crop takes."""
+    crop_mode: str
+    """center, squash or border."""
+    interpolation: str
+    """bilinear or bicubic."""
+    mean: tuple[float, float, float]
+    """RGB mean, in [0, 1]."""
+    std: tuple[float, float, float]
+    """RGB standard deviation, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig(Checked):
+    root: str = ""
+    """Folder with train/ (and val/, test/), or a CSV list with columns path, label, split."""
+    train: str = "train"
+    """Name of the training split's folder."""
+    val: str = "auto"
+    """Folder of the validation split; auto: val, valid or validation if there, else carved from train; carve: always."""
+    test: str = "test"
+    """Folder of the test split, which training never reads."""
+    classes: tuple[str, ...] = ()
+    """Subset of classes, by name or shell pattern; empty: all."""
+    image_size: int = 0
+    """Side of the training image in pixels; 0: the model's own."""
+    val_fraction: float = 0.15
+    """Share of train carved for validation where there is none, in (0, 0.5]."""
+    leaks: Literal["refuse", "drop", "allow"] = "refuse"
+    """What to do when a file of train stands byte for byte in a held-out split; drop takes it out of train."""
+    max_bad_fraction: float = 0.01
+    """Share of unreadable files that training goes on without, in [0, 1]."""
+    max_pixels: int = 178_956_970
+    """Images with more pixels are refused as bombs."""
+    loader_processes: int = -1
+    """Processes that decode and augment, for each worker; -1: chosen from the cores, 0: in the training process."""
+    cache_gb: float = -1.0
+    """Memory in GiB, a worker, for decoded training images; -1: a tenth of what is free, 0: none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig(Checked):
+    name: str = ""
+    """A timm model, or one of the aliases convnext_large, swinv2_large, swinv2_large_256."""
+    weights: str = "auto"
+    """auto: the pretrained weights of timm's hub; none: from scratch; or a path to .safetensors or .pth."""
+    drop_path: float = 0.0
+    """Stochastic depth at the last block, in [0, 1)."""
+    drop: float = 0.0
+    """Dropout before the classifier, in [0, 1)."""
+    channels_last: bool = True
+    """Keep images and convolution weights in NHWC memory order."""
+    compile: bool = False
+    """Use torch.compile. It may choose other kernels after a restart: bitwise resume is not promised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentConfig(Checked):
+    """Training images only; evaluation is deterministic. Every draw is a function of (seed, epoch, position)."""
+
+    crop: Literal["random", "center"] = "random"
+    """random: random-resized crop; center: as in evaluation."""
+    crop_scale: tuple[float, float] = (0.35, 1.0)
+    """Share of the image's area that a random crop covers."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    """Width over height of a random crop."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    vflip: float = 0.0
+    """Probability of a vertical flip."""
+    policy: str = "none"
+    """none, auto (AutoAugment), or rand-mM-nN: N operations of RandAugment at magnitude M of 10, each with probability 1/2."""
+    color_jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation, in [0, 1]."""
+    rotate: float = 0.0
+    """Largest rotation in degrees."""
+    zoom: float = 0.0
+    """Largest relative zoom in or out, in [0, 1)."""
+    erasing: float = 0.0
+    """Probability of erasing a random rectangle (Zhong et al. 2017)."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta(alpha, alpha) (Zhang et al. 2018); 0: off."""
+    cutmix: float = 0.0
+    """Alpha of cutmix's Beta(alpha, alpha) (Yun et al. 2019); 0: off."""
+    mix_prob: float = 1.0
+    """Probability that a lane is mixed at all; with both on, each is chosen half of the time."""
+    mix_off_epochs: int = 0
+    """The last epochs, in which mixup and cutmix are off."""
+    smoothing: float = 0.1
+    """Label smoothing, in [0, 1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig(Checked):
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 0.0
+    """Peak learning rate; 0: 4e-3 * sqrt(batch / 32) from scratch, 1e-4 * sqrt(batch / 128) from weights."""
+    weight_decay: float = 0.05
+    """Decoupled for adamw; never applied to 1-D parameters."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+    """Nesterov momentum of sgd, in [0, 1)."""
+    layer_decay: float = 1.0
+    """Factor on the rate for each layer group away from the head (timm's groups are per block), in (0, 1]."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    schedule: Literal["cosine", "step", "onecycle", "constant"] = "cosine"
+    warmup_epochs: float = 1.0
+    """Linear warm-up from a hundredth of the rate (not for onecycle, which has its own)."""
+    min_lr: float = 0.01
+    """Floor of the schedule, as a fraction of lr."""
+    step_epochs: float = 5.0
+    """For step: epochs between drops."""
+    step_gamma: float = 0.1
+    """For step: factor of a drop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmaConfig(Checked):
+    enabled: bool = True
+    decay: float = 0.0
+    """Weight kept at each optimiser step, in [0, 1); 0: 1 - 1 / steps per epoch."""
+    warmup: bool = True
+    """Use min(decay, (1 + t) / (10 + t)) at update t."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseConfig(Checked):
+    """A part of the run in which only some parameters learn, at a constant rate; after the last one all learn."""
+
+    epochs: int = 1
+    train: str = "head"
+    """head, or a shell pattern over parameter names."""
+    lr_scale: float = 1.0
+    """Factor on optim.lr."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopConfig(Checked):
+    epochs: int = 30
+    global_batch: int = 32
+    """Samples of one optimiser step, over all workers."""
+    lanes: int = 4
+    """Fixed equal slices of the global batch; workers take whole lanes, so this is also the most workers."""
+    micro_batch: int = 0
+    """Samples of one forward pass; 0: all that a worker has. Halved when memory runs out."""
+    eval_batch: int = 64
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    seed: int = 0
+    deterministic: bool = True
+    """On a GPU, use only kernels that give the same bits each time; false is faster and gives up bitwise resume."""
+    early_stop: int = 0
+    """Stop after this many evaluations without a better score; 0: never."""
+    early_stop_metric: Literal["acc1", "loss"] = "acc1"
+    """What early stopping and the best checkpoint look at, on the validation split."""
+    max_nonfinite: int = 20
+    """Steps in a row with a loss or gradient that is not finite before training stops with an error."""
+    phases: tuple[PhaseConfig, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig(Checked):
+    root: str = "runs"
+    """Folder or URI (s3://, gs://) that holds the runs."""
+    run: str = ""
+    """Name of the run; empty: model + digest."""
+    every_steps: int = 0
+    """Commit after this many steps; 0: by time alone."""
+    every_seconds: float = 60.0
+    """Commit after this many seconds; 0: by steps alone."""
+    keep: int = 3
+    """Newest checkpoints to keep; the best is kept besides."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig(Checked):
+    workers: str = "auto"
+    """0: in this process, without Ray; N; MIN:MAX: elastic; auto: one for each GPU, or 1."""
+    address: str = "auto"
+    """Ray cluster to join; auto: a running one if RAY_ADDRESS is set, else a local one of its own."""
+    cpus_per_worker: float = 0.0
+    """CPUs that Ray reserves for a worker; 0: all cores of this machine shared out."""
+    threads: int = 0
+    """Threads of one tensor operation; 0: the cores shared out. Another number may change the last bits."""
+    max_failures: int = 3
+    """Crashes in a row without progress before giving up; preemptions are not counted."""
+    time_budget: float = 0.0
+    """Seconds after which the run pauses by itself; 0: no limit."""
+    start_timeout: float = 300.0
+    """Seconds to wait for the first workers before giving up."""
+    usage_stats: bool = False
+    """Let Ray report its usage statistics."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+INFINITE = float("inf")
+LIMITS: dict[str, tuple[float, float]] = {
+    "data.image_size": (0, 4096),
+    "data.val_fraction": (0.001, 0.5),
+    "data.max_bad_fraction": (0, 1),
+    "data.max_pixels": (1, INFINITE),
+    "data.loader_processes": (-1, 256),
+    "model.drop_path": (0, 0.99),
+    "model.drop": (0, 0.99),
+    "augment.hflip": (0, 1),
+    "augment.vflip": (0, 1),
+    "augment.color_jitter": (0, 1),
+    "augment.rotate": (0, 180),
+    "augment.zoom": (0, 0.99),
+    "augment.erasing": (0, 1),
+    "augment.mixup": (0, 100),
+    "augment.cutmix": (0, 100),
+    "augment.mix_prob": (0, 1),
+    "augment.mix_off_epochs": (0, INFINITE),
+    "augment.smoothing": (0, 0.99),
+    "optim.lr": (0, 100),
+    "optim.weight_decay": (0, 10),
+    "optim.momentum": (0, 0.9999),
+    "optim.layer_decay": (0.01, 1),
+    "optim.clip": (0, INFINITE),
+    "optim.warmup_epochs": (0, INFINITE),
+    "optim.min_lr": (0, 1),
+    "optim.step_epochs": (1e-6, INFINITE),
+    "optim.step_gamma": (0, 1),
+    "ema.decay": (0, 0.9999999),
+    "phase.epochs": (1, INFINITE),
+    "phase.lr_scale": (0, INFINITE),
+    "loop.epochs": (1, 1_000_000),
+    "loop.global_batch": (1, 1_000_000),
+    "loop.lanes": (1, 65_536),
+    "loop.micro_batch": (0, 1_000_000),
+    "loop.eval_batch": (1, 1_000_000),
+    "loop.eval_every": (1, INFINITE),
+    "loop.seed": (0, 2**63 - 1),
+    "loop.early_stop": (0, INFINITE),
+    "loop.max_nonfinite": (1, INFINITE),
+    "store.every_steps": (0, INFINITE),
+    "store.every_seconds": (0, INFINITE),
+    "store.keep": (1, 1_000_000),
+    "cluster.cpus_per_worker": (0, INFINITE),
+    "cluster.threads": (0, 4096),
+    "cluster.max_failures": (0, INFINITE),
+    "cluster.time_budget": (0, INFINITE),
+    "cluster.start_timeout": (1, INFINITE),
+}
+"""Allowed range of each number, both ends included."""

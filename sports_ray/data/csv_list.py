@@ -1,0 +1,118 @@
+"""A CSV list of images: columns path, label and split, as they are called in the field."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from sports_ray.data.listing import VAL_NAMES, Entry, Listing, table_of
+from sports_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from sports_ray.config import DataConfig
+
+_COLUMNS = {
+    "path": ("path", "file", "filename", "file_name", "filepath", "filepaths", "image", "image_path"),
+    "label": ("label", "labels", "class", "class_name", "category", "target"),
+    "split": ("split", "set", "subset", "data set", "dataset"),
+}
+_WANT = "a header with path, label and split (split may be missing: all train), then one row an image"
+
+
+class _Row(NamedTuple):
+    number: int
+    """Counted from 1 below the header, as a table of data is."""
+    line: int
+    """In the file, as an editor counts."""
+    fields: list[str]
+
+
+def read_csv_list(path: Path, config: DataConfig) -> Listing:
+    """Read a list whose relative paths start at the list's own folder. Bad rows are collected in `bad_rows`.
+
+    Raises DataError for a file that is no such list."""
+    header, rows = _read(path)
+    columns = _columns(path, header)
+    root, words = path.parent, _split_words(config)
+    entries: list[Entry] = []
+    bad: list[str] = []
+    first: dict[str, int] = {}
+    for row in rows:
+        entry = _entry(root, row, columns, len(header), words)
+        if isinstance(entry, Entry) and entry.id in first:
+            entry = f"{entry.id!r} stands already in row {first[entry.id]}"
+        if isinstance(entry, str):
+            bad.append(f"row {row.number} (line {row.line}): {entry}")
+            continue
+        first[entry.id] = row.number
+        if entry.split:
+            entries.append(entry)
+    folders = {split: "" for split in sorted({entry.split for entry in entries})}
+    return Listing(root, path, table_of(entries), folders, bad_rows=tuple(bad))
+
+
+def _read(path: Path) -> tuple[list[str], list[_Row]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as a CSV list", got=error, want="text in UTF-8", cure="save it as UTF-8") from None
+    first = text.split("\n", 1)[0]
+    delimiter = max(",;\t|", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        rows = []
+        for fields in reader:
+            if fields:
+                rows.append(_Row(len(rows) + 1, reader.line_num, [value.strip() for value in fields]))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: not readable as CSV", got=error, want=_WANT) from None
+    return header, rows
+
+
+def _columns(path: Path, header: list[str]) -> dict[str, int]:
+    found = {}
+    for column, names in _COLUMNS.items():
+        places = [header.index(name) for name in names if name in header]
+        if places:
+            found[column] = places[0]
+    missing = [column for column in ("path", "label") if column not in found]
+    if missing:
+        raise DataError(f"{path}: no column {' and no '.join(missing)}", got=", ".join(header) or "an empty file", want=_WANT)
+    return found
+
+
+def _split_words(config: DataConfig) -> dict[str, str]:
+    """Split by the word a list may use for it; empty: passed over, as a folder val/ is where data.val is carve."""
+    words = {"": "train", "train": "train", "training": "train", "test": "test", "testing": "test"}
+    words |= {name: "" if config.val == "carve" else "val" for name in VAL_NAMES}
+    if config.val not in ("auto", "carve"):
+        words[config.val.lower()] = "val"
+    words[config.train.lower()] = "train"
+    words[config.test.lower()] = "test"
+    return words
+
+
+def _entry(root: Path, row: _Row, columns: dict[str, int], width: int, words: dict[str, str]) -> Entry | str:
+    """The row's entry, or what is wrong with the row."""
+    if len(row.fields) != width:
+        return f"{len(row.fields)} fields where the header has {width}"
+    value = {column: row.fields[place] for column, place in columns.items()}
+    if not value["path"]:
+        return "no path"
+    split = words.get(value.get("split", "").lower())
+    if split is None:
+        return f"unknown split {value['split']!r}, wanted train, val or test"
+    if not value["label"] and split != "test":
+        return f"no label, which only test images may lack: {value['path']!r}"
+    absolute = os.path.normpath(os.path.join(root, value["path"]))
+    try:
+        stat = os.stat(absolute)
+    except (OSError, ValueError):
+        return f"no such file {value['path']!r}"
+    inside = absolute.startswith(f"{root}{os.sep}")
+    name = os.path.relpath(absolute, root) if inside else absolute
+    return Entry(name.replace(os.sep, "/"), split, value["label"], stat.st_size, stat.st_mtime_ns, stat.st_ino)

@@ -1,0 +1,170 @@
+"""A drawn photograph set of mini-sports, to try everything without a download.
+
+Learnable in seconds, and not by colour alone: several sports share a court, a pool or a field, and viewpoint, light, shirts,
+clutter, noise and JPEG quality vary from picture to picture."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+from sports_ray.data.demo_scenes import MARGIN, Pen, surface
+from sports_ray.data.demo_sports import PLACES, SPORTS
+from sports_ray.errors import DataError
+
+MARK = "demo.json"
+"""Lies in the folder's top and says that the folder is a demo set, which may be drawn over."""
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    folder: str
+    classes: tuple[str, ...]
+    images: dict[str, int]
+    """Of each split, planted defects not counted."""
+    planted: tuple[dict[str, str], ...] = ()
+    """With dirty: what was planted, as in planted.json: kind, path, and `of` for a copy."""
+
+
+def draw_demo(
+    folder: Path | str,
+    *,
+    classes: int = 6,
+    per_class: int = 40,
+    size: int = 128,
+    seed: int = 0,
+    dirty: bool = False,
+    imbalance: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> DemoReport:
+    """Draw train/ with per_class pictures a class, val/ and test/ with a quarter of that, each of size x size px.
+
+    The same arguments give the same bytes. imbalance: the largest class of train gets about 70 times the smallest. dirty:
+    one of every defect that scan knows is planted, and listed in planted.json.
+
+    Raises DataError for a folder that holds anything but a demo set, and for sizes that make no sense."""
+    folder = Path(folder)
+    _check(folder, classes, per_class, size)
+    names = class_names(classes)
+    sizes = _sizes(classes, per_class, imbalance)
+    held = max(1, per_class // 4)
+    jobs = [
+        (folder / split / name / f"{number:04d}.jpg", name, f"{seed}/{split}/{name}/{number}")
+        for name, count in zip(names, sizes, strict=True)
+        for split, total in (("train", count), ("val", held), ("test", held))
+        for number in range(total)
+    ]
+    _clear(folder)
+    for split in ("train", "val", "test"):
+        for name in names:
+            (folder / split / name).mkdir(parents=True)
+    (folder / MARK).write_text(json.dumps({"drawn by": "sports-ray data demo", "seed": seed}))
+
+    def draw(job: tuple[Path, str, str]) -> None:
+        job[0].write_bytes(encoded(job[1], size, Random(job[2])))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for done, _ in enumerate(pool.map(draw, jobs), start=1):
+            if progress:
+                progress(done, len(jobs))
+    images = {"train": sum(sizes), "val": held * classes, "test": held * classes}
+    report = DemoReport(str(folder), names, images, _plant(folder, names, size, seed) if dirty else ())
+    (folder / MARK).write_text(json.dumps(asdict(report), indent=1) + "\n")
+    return report
+
+
+def class_names(count: int) -> tuple[str, ...]:
+    """The first `count` classes: the sports, then the sports in other places."""
+    return tuple(([*SPORTS] + [f"{place} {sport}" for place in PLACES for sport in SPORTS])[:count])
+
+
+def picture(name: str, size: int, rng: Random) -> Image.Image:
+    """One RGB picture of a class, size x size px."""
+    place, _, sport = name.partition(" ") if name not in SPORTS else ("", "", name)
+    scene, surfaces = SPORTS[sport]
+    pen = Pen(2 * size, rng)
+    surface(pen, PLACES[place] if place else rng.choice(surfaces))
+    scene(pen)
+    for _ in range(rng.randint(0, 3)):  # clutter: somebody's bag, a sign, a cable
+        x, y = rng.uniform(-0.1, 1.1), rng.uniform(-0.1, 1.1)
+        pen.box(x, y, x + rng.uniform(0.02, 0.1), y + rng.uniform(0.02, 0.06), pen.vivid())
+    return _light(_camera(pen.image, size, rng), rng)
+
+
+def encoded(name: str, size: int, rng: Random) -> bytes:
+    """The same as the bytes of a JPEG."""
+    sink = io.BytesIO()
+    picture(name, size, rng).save(sink, "JPEG", quality=rng.randint(60, 94))
+    return sink.getvalue()
+
+
+def _camera(canvas: Image.Image, size: int, rng: Random) -> Image.Image:
+    """Turn, zoom, shift and mirror; then halve, for smooth edges."""
+    turn, zoom, squeeze = rng.uniform(-0.14, 0.14), rng.uniform(0.85, 1.2), rng.uniform(0.92, 1.08)
+    mirror = rng.choice([-1, 1])
+    cos, sin = np.cos(turn) / zoom, np.sin(turn) / zoom
+    a, b, d, e = mirror * cos * squeeze, -sin, mirror * sin * squeeze, cos
+    middle = canvas.width / 2
+    shift = 2 * size * MARGIN * 0.25
+    x, y = middle + rng.uniform(-shift, shift), middle + rng.uniform(-shift, shift)
+    matrix = (a, b, x - (a + b) * size, d, e, y - (d + e) * size)
+    return canvas.transform((2 * size, 2 * size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR).reduce(2)
+
+
+def _light(image: Image.Image, rng: Random) -> Image.Image:
+    """Brightness, contrast, colour, focus and the sensor's noise."""
+    for effect in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = effect(image).enhance(rng.uniform(0.75, 1.25))
+    if rng.random() < 0.25:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0) * image.width / 128))
+    noise = np.random.default_rng(rng.getrandbits(64)).normal(0, rng.uniform(2, 9), (image.height, image.width, 3))
+    tint = np.array([rng.uniform(0.9, 1.1) for _ in range(3)])
+    return Image.fromarray((np.asarray(image) * tint + noise).clip(0, 255).astype(np.uint8))
+
+
+def _sizes(classes: int, per_class: int, imbalance: bool) -> list[int]:
+    """Training images of each class: equal, or falling geometrically by 70 over the classes with the same sum."""
+    if not imbalance:
+        return [per_class] * classes
+    tail = [70 ** (-k / (classes - 1)) for k in range(classes)]
+    return [max(3, round(share * classes * per_class / sum(tail))) for share in tail]
+
+
+def _check(folder: Path, classes: int, per_class: int, size: int) -> None:
+    most = len(SPORTS) * (1 + len(PLACES))
+    if not 2 <= classes <= most:
+        raise DataError("classes of a demo set", got=classes, want=f"2 to {most}")
+    if per_class < 4:
+        raise DataError("pictures per class of a demo set", got=per_class, want="4 or more: a quarter goes to val and to test")
+    if not 32 <= size <= 2048:
+        raise DataError("size of a demo picture", got=f"{size} px", want="32 to 2048")
+    if folder.exists() and not folder.is_dir():
+        raise DataError("not a folder", got=folder, cure="name another")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        raise DataError("the folder holds something else than a demo set", got=folder, want="an empty or new folder", cure="name another")
+
+
+def _clear(folder: Path) -> None:
+    """Take away what an earlier call has drawn."""
+    import shutil
+
+    for split in ("train", "val", "test"):
+        shutil.rmtree(folder / split, ignore_errors=True)
+    (folder / "planted.json").unlink(missing_ok=True)
+
+
+def _plant(folder: Path, names: tuple[str, ...], size: int, seed: int) -> tuple[dict[str, str], ...]:
+    from sports_ray.data.demo_defects import plant
+
+    planted = plant(folder, names, size, Random(f"{seed}/dirty"))
+    (folder / "planted.json").write_text(json.dumps(planted, indent=1) + "\n")
+    return planted

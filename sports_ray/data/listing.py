@@ -1,0 +1,177 @@
+"""Which files there are, and what their folders or their CSV list say of them: no file is opened here but the list."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from sports_ray.data.inspect import FORMAT_OF
+from sports_ray.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from sports_ray.config import DataConfig
+
+VAL_NAMES = ("val", "valid", "validation")
+_JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
+_LAYOUT = "a folder with train/ (and val/, test/), a folder of class folders, or a CSV list"
+
+
+class Entry(NamedTuple):
+    id: str
+    """Path relative to the root, with '/'; absolute where a CSV row lies outside."""
+    split: str
+    """train, val or test."""
+    name: str
+    """Of the class; empty: unlabelled."""
+    size: int
+    """Bytes; size, mtime_ns and inode tell whether the file is the one that was inspected before."""
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    root: Path
+    """Resolved; what ids are relative to."""
+    source: Path
+    """The folder or the CSV file."""
+    table: pa.Table
+    """Columns of Entry, sorted by id."""
+    folders: dict[str, str]
+    """Folder of each split there is; for a CSV and a plain folder of classes an empty name."""
+    empty: tuple[tuple[str, str], ...] = ()
+    """(split, class) of class folders without a file."""
+    unreadable_names: tuple[str, ...] = ()
+    """Files whose names are no valid text, as repr."""
+    bad_rows: tuple[str, ...] = ()
+    """What is wrong with which row of a CSV list."""
+
+
+def list_files(source: str | Path, config: DataConfig) -> Listing:
+    """List a folder tree or a CSV list. Raises DataError where there is nothing that could be listed."""
+    from sports_ray.data.csv_list import read_csv_list
+
+    if not str(source):
+        raise DataError("no data given", want=_LAYOUT, cure="name it with --data DIR or --set data.root=DIR")
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError("data not found", got=path, want=_LAYOUT, cure=_nearest(path))
+    path = path.resolve()
+    return _list_tree(path, config) if path.is_dir() else read_csv_list(path, config)
+
+
+def split_folders(names: set[str], config: DataConfig) -> dict[str, str]:
+    """Which folder is which split: {"train": ..., "val": ..., "test": ...}, as far as they are there; empty: a plain folder of classes."""
+    found = {}
+    if config.test and config.test in names:
+        found["test"] = config.test
+    elif config.test and config.test != "test":
+        raise _no_folder("data.test", config.test, names)
+    if config.val == "auto":
+        there = [name for name in VAL_NAMES if name in names and name not in found.values()]
+        if len(there) > 1:
+            raise DataError("more than one validation folder", got=" and ".join(there), cure=f"choose with --set data.val={there[0]}")
+        if there:
+            found["val"] = there[0]
+    elif config.val != "carve":
+        if config.val not in names:
+            raise _no_folder("data.val", config.val, names)
+        found["val"] = config.val
+    if config.train in names:
+        found["train"] = config.train
+    elif found or config.train != "train":
+        raise _no_folder("data.train", config.train, names)
+    if len(set(found.values())) < len(found):
+        raise DataError("one folder for two splits", got=found, cure="name different folders in data.train, data.val and data.test")
+    return found
+
+
+def table_of(entries: list[Entry]) -> pa.Table:
+    """Entries as a table sorted by id; every id once."""
+    import pyarrow as pa
+
+    types = [pa.string(), pa.string(), pa.string(), pa.int64(), pa.int64(), pa.uint64()]
+    entries.sort()
+    columns = zip(*entries, strict=True) if entries else [[] for _ in types]
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
+    return pa.table(arrays, names=list(Entry._fields))
+
+
+def _list_tree(root: Path, config: DataConfig) -> Listing:
+    folders = split_folders(set(_subfolders(root)), config)
+    places = [(split, name) for split, name in folders.items()] or [("train", "")]
+    jobs: list[tuple[str, str, str]] = []  # split, class, folder relative to the root
+    for split, folder in places:
+        below = root / folder
+        jobs.append((split, "", folder))
+        jobs += [(split, name, f"{folder}/{name}" if folder else name) for name in _subfolders(below)]
+    # On a network file system each stat waits for an answer: many may wait at once.
+    with ThreadPoolExecutor(min(32, len(jobs))) as pool:
+        answers = list(pool.map(lambda job: _files(root, *job), jobs))
+    entries = [entry for found, _ in answers for entry in found]
+    empty = [(split, name) for (split, name, _), (found, _) in zip(jobs, answers, strict=True) if name and not found]
+    odd = [name for _, names in answers for name in names]
+    return Listing(root, root, table_of(entries), dict(places), tuple(sorted(empty)), tuple(sorted(odd)))
+
+
+def _subfolders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not _hidden(entry.name))
+
+
+def _files(root: Path, split: str, name: str, folder: str) -> tuple[list[Entry], list[str]]:
+    """Files of a class folder at any depth; of a split's own folder (no class) only the images that lie right in it."""
+    found, odd = [], []
+    for entry in _walk(str(root / folder), deep=bool(name)):
+        if not name and os.path.splitext(entry.name)[1].lower() not in FORMAT_OF:
+            continue
+        relative = entry.path[len(str(root)) :].strip(os.sep).replace(os.sep, "/")
+        try:
+            relative.encode()
+        except UnicodeEncodeError:
+            odd.append(repr(relative))
+            continue
+        try:
+            stat = entry.stat()
+            found.append(Entry(relative, split, name, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+        except OSError:  # a link to nowhere: inspecting it will say so
+            found.append(Entry(relative, split, name, -1, 0, 0))
+    return found, odd
+
+
+def _walk(folder: str, deep: bool, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
+    """Files below a folder; links are followed, but never round in a circle."""
+    here = (*above, os.path.realpath(folder)) if deep else above
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _hidden(entry.name):
+                continue
+            if not entry.is_dir():
+                yield entry
+            elif deep and os.path.realpath(entry.path) not in here:
+                yield from _walk(entry.path, deep, here)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def _no_folder(key: str, name: str, names: set[str]) -> DataError:
+    there = ", ".join(f"{name}/" for name in sorted(names)[:8]) or "no folder"
+    return DataError(f"{key}: no such folder", got=f"{name}/ (there is {there})", cure=f"name another with --set {key}=FOLDER")
+
+
+def _nearest(path: Path) -> str:
+    """What may have been meant by a path that does not exist."""
+    import difflib
+
+    parent = path.parent
+    names = sorted(os.listdir(parent)) if parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {parent / close[0]}?" if close else "`sports-ray data demo DIR` draws a set to try"

@@ -1,0 +1,213 @@
+"""Requests -> batches of uint8 images, in the same order and with the same bits however many processes work on them.
+
+A batch is a function of (manifest, configuration, seed, request) alone. So it does not matter which process makes it,
+what the cache holds, how many workers share a step, or where a run was resumed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sports_ray.config import AugmentConfig, DataConfig, ImageSpec
+from sports_ray.data import augment as augmentation
+from sports_ray.data.cache import PixelCache, budget_bytes
+from sports_ray.data.decode import open_image
+from sports_ray.data.order import order
+from sports_ray.data.pool import Pool
+from sports_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from sports_ray.data.manifest import Manifest
+
+_AHEAD = 2
+_EPOCHS_REMEMBERED = 2
+
+
+class Request(NamedTuple):
+    split: Literal["train", "val"]
+    epoch: int
+    """-1 for val."""
+    start: int
+    """Positions [start, stop) in the epoch's order; for val: rows."""
+    stop: int
+
+
+class Batch(NamedTuple):
+    request: Request
+    images: Tensor
+    """uint8 [n, 3, S, S] RGB; in pinned memory where there is CUDA."""
+    labels: Tensor
+    """int64 [n]."""
+    rows: Tensor
+    """int64 [n], rows of the split's table."""
+
+
+class ImageStream(Iterator[Batch]):
+    """Batches in the order of their requests; a context manager. Made by `stream`."""
+
+    def __init__(self, reader: Reader, requests: Iterable[Request], processes: int) -> None:
+        self._pinned = torch.cuda.is_available()
+        self._reader = reader
+        self._pool = Pool[Request, NDArray[np.int64]](reader.fill, reader.size, processes) if processes else None
+        self._source = self._pooled(self._pool, requests) if self._pool else self._own(requests)
+        # One thread works ahead: it decodes (processes = 0) or fetches, while the training thread computes.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._coming: deque[Future[Batch | None]] = deque()
+
+    def __iter__(self) -> ImageStream:
+        return self
+
+    def __next__(self) -> Batch:
+        while len(self._coming) <= _AHEAD:
+            self._coming.append(self._thread.submit(next, self._source, None))
+        batch = self._coming.popleft().result()
+        if batch is None:
+            self.close()
+            raise StopIteration
+        return batch
+
+    def __enter__(self) -> ImageStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the loader's processes and thread; may be called twice."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._pool:
+            self._pool.close()
+
+    def _own(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        for request in requests:
+            images = self._empty(request)
+            rows = self._reader.fill(request, images.numpy().reshape(-1))
+            yield self._batch(request, images, rows)
+
+    def _pooled(self, pool: Pool[Request, NDArray[np.int64]], requests: Iterable[Request]) -> Iterator[Batch]:
+        for request, pixels, rows in pool.results(requests):
+            images = self._empty(request)
+            np.copyto(images.numpy().reshape(-1), pixels)
+            yield self._batch(request, images, rows)
+
+    def _empty(self, request: Request) -> Tensor:
+        return torch.empty(self._reader.shape(request), dtype=torch.uint8, pin_memory=self._pinned)
+
+    def _batch(self, request: Request, images: Tensor, rows: NDArray[np.int64]) -> Batch:
+        return Batch(request, images, torch.from_numpy(self._reader.labels(request, rows)), torch.from_numpy(rows))
+
+
+class Reader:
+    """Fills a buffer with the images of a request: reading, decoding, the cache, augmentation."""
+
+    def __init__(
+        self, manifest: Manifest, data: DataConfig, augment: AugmentConfig, spec: ImageSpec, seed: int
+    ) -> None:
+        augmentation.check(augment)
+        self._augment, self._spec, self._seed = augment, spec, seed
+        self._max_pixels = data.max_pixels
+        tables = {split: manifest.rows(split) for split in ("train", "val")}
+        self._paths = {
+            split: [os.path.join(manifest.root, path) for path in table.column("path").to_pylist()]
+            for split, table in tables.items()
+        }
+        self._labels = {split: table.column("label").to_numpy().astype(np.int64) for split, table in tables.items()}
+        train = tables["train"]
+        self._cache = self._new_cache(train.column("width").to_numpy(), train.column("height").to_numpy(), data.cache_gb)
+        self._order = lru_cache(maxsize=_EPOCHS_REMEMBERED)(lambda epoch: order(seed, epoch, len(train)))
+
+    def shape(self, request: Request) -> tuple[int, int, int, int]:
+        side = self._spec.train_size if request.split == "train" else self._spec.eval_size
+        return request.stop - request.start, 3, side, side
+
+    def size(self, request: Request) -> int:
+        """Bytes of a request's images."""
+        return int(np.prod(self.shape(request)))
+
+    def labels(self, request: Request, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._labels[request.split][rows]
+
+    def fill(self, request: Request, buffer: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Write the images [n, 3, S, S] into a flat buffer and return their rows. DataError names a file at fault."""
+        images = buffer.reshape(self.shape(request))
+        if request.split == "val":
+            rows = np.arange(request.start, request.stop)
+            for image, row in zip(images, rows.tolist(), strict=True):
+                np.copyto(image, self._evaluated(row))
+            return rows
+        rows = self._order(request.epoch)[request.start : request.stop].copy()
+        draws = augmentation.draws(self._seed, request.epoch, request.start, request.stop)
+        for image, row, u in zip(images, rows.tolist(), draws, strict=True):
+            np.copyto(image, self._augmented(row, u))
+        return rows
+
+    def _evaluated(self, row: int) -> NDArray[np.uint8]:
+        image = self._cache.get(row)
+        if image is None:
+            pixels = self._decoded("val", row)
+            image = augmentation.evaluate(pixels, self._spec, self._spec.eval_size).numpy()
+            self._cache.put(row, np.ascontiguousarray(image))
+        return image
+
+    def _augmented(self, row: int, u: list[float]) -> NDArray[np.uint8]:
+        index = len(self._paths["val"]) + row
+        kept = self._cache.get(index)
+        if kept is None:
+            kept = self._decoded("train", row).permute(1, 2, 0).contiguous().numpy()
+            self._cache.put(index, kept)
+        height, width, _ = kept.shape
+        params = augmentation.params_from(self._augment, u, width, height, self._spec.train_size)
+        return augmentation.apply(torch.from_numpy(kept).permute(2, 0, 1), params, self._spec).numpy()
+
+    def _decoded(self, split: str, row: int) -> Tensor:
+        path = self._paths[split][row]
+        try:
+            image = open_image(Path(path).read_bytes(), max_pixels=self._max_pixels)
+            if split == "val":
+                return image.pixels()
+            return image.pixels(augmentation.shrink(self._augment, image.width, image.height, self._spec.train_size))
+        except OSError as error:
+            raise DataError(path, got=error.strerror, want="a readable file", cure="put it back, then resume") from None
+        except DataError as error:
+            raise DataError(f"{path}: {error.what}", error.got, error.want, error.cure) from None
+
+    def _new_cache(self, width: NDArray[np.int32], height: NDArray[np.int32], cache_gb: float) -> PixelCache:
+        """Slots for validation images, ready for the model, then for training images as decoded."""
+        size = self._spec.train_size
+        factor = np.array(
+            [augmentation.shrink(self._augment, w, h, size) for w, h in zip(width.tolist(), height.tolist(), strict=True)],
+            dtype=np.int64,
+        ).reshape(-1)
+        train = 3 * -(-width // factor) * -(-height // factor)
+        val = np.full(len(self._paths["val"]), 3 * self._spec.eval_size**2, np.int64)
+        return PixelCache(np.concatenate([val, train.astype(np.int64)]), budget_bytes(cache_gb))
+
+
+def stream(
+    manifest: Manifest,
+    data: DataConfig,
+    augment: AugmentConfig,
+    spec: ImageSpec,
+    seed: int,
+    requests: Iterable[Request],
+    processes: int,
+) -> ImageStream:
+    """One stream of batches for a whole run: requests of train and val, lazily drawn, perhaps without end.
+
+    processes: loader processes, forked here; 0: a thread of this process. Close it, or use it as a context manager.
+    Raises, from its iteration, DataError naming a file that can no longer be read, TrainingError if a process died."""
+    return ImageStream(Reader(manifest, data, augment, spec, seed), requests, processes)

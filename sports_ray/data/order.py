@@ -1,0 +1,66 @@
+"""Which image stands at which position, as a pure function of (seed, epoch): no generator has a state to be saved.
+
+Philox (Salmon et al. 2011) turns a key and a counter into random words. Key: (seed, domain); the upper three counter
+words name the stream, the lowest counts blocks of four words within it. So no two streams overlap, and any word can be
+reached without computing those before it. Only raw 64-bit words are used: their definition never changes, whereas
+numpy's permutations and samplers may.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+ORDER, AUGMENT, MIX, DROP = 1, 2, 3, 4
+"""Domains: what a stream is drawn for. New uses take new numbers; a number is never used again."""
+
+_WORD = (1 << 64) - 1
+_WORDS_PER_BLOCK = 4
+
+
+def generator(seed: int, domain: int, *counter: int) -> np.random.Generator:
+    """Philox stream number (seed, domain, counter); up to three counter ints, each in [-2^63, 2^64).
+
+    Use `.random()`, or `.bit_generator.random_raw(n)`; both are defined by the raw words alone."""
+    return np.random.Generator(_philox(seed, domain, counter, block=0))
+
+
+def uniforms(seed: int, domain: int, stream: int, start: int, stop: int, draws: int) -> NDArray[np.float64]:
+    """Draws of the positions [start, stop) of a stream: float64 [stop - start, draws] in [0, 1), 53 random bits each.
+
+    A row depends on its position alone, not on `start`. `draws` is a multiple of 4 (the words of a Philox block)."""
+    if draws % _WORDS_PER_BLOCK:
+        raise ValueError(f"draws = {draws} is no multiple of {_WORDS_PER_BLOCK}")
+    blocks = draws // _WORDS_PER_BLOCK
+    raw = _philox(seed, domain, (stream,), block=start * blocks).random_raw((stop - start) * draws)
+    return ((raw >> np.uint64(11)) * 2.0**-53).reshape(stop - start, draws)
+
+
+def order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    """Row of the training table at each position of an epoch: a permutation, int64 [n]."""
+    raw = generator(seed, ORDER, epoch).bit_generator.random_raw(n)
+    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
+
+
+def spans(n: int, parts: int, index: int) -> tuple[int, int]:
+    """Part `index` of n things cut into `parts` spans whose sizes differ by at most one: (start, stop)."""
+    return index * n // parts, (index + 1) * n // parts
+
+
+def steps_per_epoch(n: int, global_batch: int) -> int:
+    """Optimiser steps in a pass over n images, ceil(n / global_batch); cut by `spans`, none is much smaller."""
+    return -(-n // global_batch)
+
+
+def worker_lanes(lanes: int, rank: int, world: int) -> range:
+    """The contiguous lanes of worker `rank` of `world`; their number differs by at most one between workers."""
+    return range(*spans(lanes, world, rank))
+
+
+def _philox(seed: int, domain: int, counter: tuple[int, ...], block: int) -> np.random.Philox:
+    if len(counter) > 3:
+        raise ValueError(f"at most three counter ints, got {len(counter)}")
+    words = [block, *(c & _WORD for c in counter), 0, 0, 0][:4]
+    return np.random.Philox(
+        counter=np.array(words, dtype=np.uint64), key=np.array([seed & _WORD, domain & _WORD], dtype=np.uint64)
+    )

@@ -1,0 +1,105 @@
+"""Guards of a training: the loss scale of fp16, running out of memory, and a process that stops moving."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+GROWTH_INTERVAL = 2000
+
+
+@dataclass(slots=True)
+class LossScale:
+    """Dynamic loss scale (Micikevicius et al. 2018): halved at an overflow, doubled after 2,000 steps without one.
+
+    Own code in place of torch's GradScaler, because finite check, unscaling and clipping are here one pass over the
+    gradients, after they were summed over ranks: every rank decides alike with no further collective.
+    """
+
+    value: float = 1.0
+    good_steps: int = 0
+    dynamic: bool = False
+
+    @classmethod
+    def for_precision(cls, precision: str) -> LossScale:
+        return cls(2.0**16, 0, True) if precision == "fp16" else cls()
+
+    def update(self, finite: bool) -> None:
+        if not self.dynamic:
+            return
+        if not finite:
+            self.value, self.good_steps = max(self.value / 2, 2.0**-14), 0
+        elif self.good_steps + 1 == GROWTH_INTERVAL:
+            self.value, self.good_steps = min(self.value * 2, 2.0**24), 0
+        else:
+            self.good_steps += 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the host."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+class Watchdog:
+    """Ends a process that does not move: no `beat` for longer than max(60 s, 20 x the median time between beats).
+
+    The stacks of all threads go to the log, then the process exits with code 3, so that it can be replaced.
+    """
+
+    def __init__(
+        self, least: float = 60.0, first: float = 900.0, on_hang: Callable[[float], None] | None = None
+    ) -> None:
+        self._least, self._first = least, first
+        self._gaps: deque[float] = deque(maxlen=101)
+        self._last = time.monotonic()
+        self._on_hang = on_hang or _exit_with_stacks
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def beat(self) -> None:
+        now = time.monotonic()
+        self._gaps.append(now - self._last)
+        self._last = now
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a beat that are too many. The first steps may compile or tune kernels: they get more."""
+        if len(self._gaps) < 3:
+            return max(self._first, self._least)
+        return max(self._least, 20 * statistics.median(self._gaps))
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(min(1.0, self._least / 4)):
+            still = time.monotonic() - self._last
+            if still > self.patience:
+                self._on_hang(still)
+                return
+
+
+def _exit_with_stacks(still: float) -> None:
+    logger.critical("hang: no step for %.0f s; stacks of all threads follow on stderr, the process ends", still)
+    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+    sys.stderr.flush()
+    os._exit(3)

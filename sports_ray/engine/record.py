@@ -1,0 +1,125 @@
+"""What a run leaves for people: its speed, its log, TensorBoard scalars, the facts of its machine."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from sports_ray.store.run_dir import RunDir
+
+WINDOW = 30
+
+
+@dataclass(slots=True)
+class Speed:
+    """Images per second over the last steps, evaluations left out, and the slowest step seen."""
+
+    times: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    slowest: float = 0.0
+    total_images: int = 0
+    total_seconds: float = 0.0
+    total_stall: float = 0.0
+    _last: float = field(default_factory=time.perf_counter)
+    _shown: float = 0.0
+
+    def step(self, images: int) -> None:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        self.times.append((seconds, images))
+        self.total_images += images
+        self.total_seconds += seconds
+        if len(self.times) > 1:
+            self.slowest = max(self.slowest, seconds)
+
+    def pause(self) -> None:
+        """Leaves the time since the last step out of the next one's."""
+        self._last = time.perf_counter()
+
+    def stall(self, seconds: float) -> None:
+        self.total_stall += seconds
+
+    @property
+    def images_per_second(self) -> float:
+        seconds = sum(item[0] for item in self.times)
+        return sum(item[1] for item in self.times) / seconds if seconds else 0.0
+
+    def due(self, every: float = 0.25) -> bool:
+        """Whether it is time to show the state again."""
+        now = time.perf_counter()
+        if now - self._shown < every:
+            return False
+        self._shown = now
+        return True
+
+
+def write_scalars(run_dir: RunDir, history: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the history as TensorBoard scalars under tensorboard/, where the store is a local folder."""
+    folder = run_dir.local_path("tensorboard")
+    if folder is None or not history:
+        return
+    from tensorboardX import SummaryWriter
+
+    run_dir.storage.delete("tensorboard")
+    with SummaryWriter(str(folder)) as writer:
+        for line in history:
+            for name, value in line.items():
+                if isinstance(value, (int, float)) and name not in ("epoch", "step"):
+                    writer.add_scalar(name, value, line["step"])
+
+
+def system_facts(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for the run's record: bits are promised for equal ones only."""
+    packages = ("sports-ray", "torch", "torchvision", "timm", "ray", "numpy", "pillow", "pyarrow", "safetensors")
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "versions": {name: _version(name) for name in packages},
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts["gpu"] = {"name": properties.name, "memory": properties.total_memory, "cuda": torch.version.cuda}
+    return facts
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def log_to_file(run_dir: RunDir, name: str) -> None:
+    """Sends this process's log to a file of the run, where the store is a local folder."""
+    folder = run_dir.local_path("logs")
+    package = logging.getLogger("sports_ray")
+    package.setLevel(logging.INFO)
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / name)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    package.handlers = [handler]
+    package.propagate = False
+
+
+def time_facts(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums up timings.jsonl: {`sessions`, `seconds` of training and evaluation, `commits`, `stall_seconds`}."""
+    ends = [event for event in events if event["kind"] == "end"]
+    commits = [event for event in events if event["kind"] == "commit"]
+    return {
+        "sessions": sum(event["kind"] == "start" for event in events),
+        "seconds": round(sum(event["seconds"] for event in ends), 1),
+        "commits": len(commits),
+        "stall_seconds": round(sum(event["stall"] for event in commits), 3),
+    }

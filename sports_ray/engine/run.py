@@ -1,0 +1,201 @@
+"""The loop: take the newest commit that verifies, then step, evaluate and commit until done or asked to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from sports_ray.config import TrainConfig
+from sports_ray.data.loader import Batch, stream
+from sports_ray.data.manifest import Manifest
+from sports_ray.engine.evaluate import add_batch, empty_sums, summarise
+from sports_ray.engine.guard import Watchdog
+from sports_ray.engine.link import Link
+from sports_ray.engine.save import commit, commit_is_due, finish
+from sports_ray.engine.session import Session, loader_processes, open_session
+from sports_ray.engine.step import StepResult, optimiser_step
+from sports_ray.engine.world import World
+from sports_ray.model.optim import learning_rate
+from sports_ray.store.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a stretch of training ended."""
+
+    status: str
+    """done or paused."""
+    reason: str
+    """Why it paused; empty when done."""
+    step: int
+    total_steps: int
+
+
+def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, world: World, lease: str = "") -> Outcome:
+    """Trains `run_dir` from its newest commit to the end, or to the next stop, on this rank; `lease`: id of the driver's.
+
+    Raises what no retry can mend as SportsRayError; anything else is a crash.
+    """
+    session = open_session(config, manifest, run_dir, link, world, lease)
+    progress, schedule = session.progress, session.schedule
+    requests = schedule.requests(progress.step, progress.evaluated == progress.step, world.rank, world.size)
+    batches = stream(
+        manifest,
+        config.data,
+        config.augment,
+        session.learner.spec,
+        config.loop.seed,
+        requests,
+        loader_processes(config, world),
+    )
+    with closing(batches), Watchdog() as watchdog:
+        try:
+            reason = _train(session, batches, watchdog)
+            finish(session, reason)
+        finally:
+            if session.writer is not None:
+                session.writer.close()
+    status = "paused" if reason else "done"
+    return Outcome(status, reason, progress.step, schedule.total_steps)
+
+
+def _train(session: Session, batches: Iterator[Batch], watchdog: Watchdog) -> str:
+    """Steps and evaluates until the run is done (returns "") or asked to stop (returns the reason)."""
+    progress, schedule = session.progress, session.schedule
+    while True:
+        due = schedule.evaluates_after(progress.step) and progress.evaluated != progress.step
+        if due and (reason := _evaluate(session, batches, watchdog)):
+            return reason
+        if progress.step >= schedule.total_steps or progress.stopped_early:
+            return ""
+        if reason := _step(session, next(batches)):
+            return reason
+        watchdog.beat()
+
+
+def _step(session: Session, batch: Batch) -> str:
+    progress, schedule, config = session.progress, session.schedule, session.config
+    _enter_phase(session, schedule.epoch_of(progress.step))
+    lr = learning_rate(
+        progress.step, session.lr, config.optim, config.loop.phases, schedule.steps_per_epoch, config.loop.epochs
+    )
+    wish = session.link.should_stop() or _out_of_time(session)
+    result = optimiser_step(session.learner, schedule, progress, batch, lr, bool(wish))
+    _count(session, result)
+    session.speed.step(result.images)
+    _show(session, result, lr)
+    if session.writer is not None and not result.stop:
+        session.writer.check()
+        if commit_is_due(session):
+            commit(session)
+    return (wish or "another worker was asked to stop") if result.stop else ""
+
+
+def _enter_phase(session: Session, epoch: int) -> None:
+    """Freezes and unfreezes as the phase of this epoch says; a pure function of the epoch, so a resume needs no state."""
+    first, pattern = 0, None
+    for phase in session.config.loop.phases:
+        if first <= epoch < first + phase.epochs:
+            pattern = phase.train
+        first += phase.epochs
+    if pattern != session.phase:
+        session.learner.enter_phase(pattern)
+        session.phase = pattern
+
+
+def _count(session: Session, result: StepResult) -> None:
+    progress = session.progress
+    if not result.skipped:
+        progress.loss_sum += result.loss * result.images
+        progress.loss_images += result.images
+    progress.step += 1
+    progress.scale, progress.scale_good_steps = session.learner.scale.value, session.learner.scale.good_steps
+
+
+def _out_of_time(session: Session) -> str:
+    """Stops while there is still room for the slowest step or evaluation batch seen so far and two commits."""
+    if not session.link.deadline:
+        return ""
+    commit = session.writer.seconds if session.writer is not None else 0.0
+    reserve = 2.0 * session.speed.slowest + 2.0 * commit + 2.0
+    return "time budget" if time.time() + reserve >= session.link.deadline else ""
+
+
+def _evaluate(session: Session, batches: Iterator[Batch], watchdog: Watchdog) -> str:
+    """Scores the validation split and takes note of it; a stop in between returns its reason and leaves no trace."""
+    progress, learner, world = session.progress, session.learner, session.world
+    start, sums = time.perf_counter(), empty_sums(learner)
+    for request in session.schedule.eval_requests(world.rank, world.size):
+        add_batch(learner, sums, next(batches))
+        watchdog.beat()
+        wish = session.link.should_stop() or _out_of_time(session)
+        if world.any(bool(wish)):
+            return wish or "another worker was asked to stop"
+        if world.rank == 0:
+            done = min(request.stop * 1.0 / max(1, session.schedule.val_images), 1.0)
+            session.link.progress({"kind": "evaluation", "done": done})
+    scores = summarise(learner, sums)
+    _note(session, scores)
+    session.speed.pause()
+    session.link.report(dict(progress.history[-1]))
+    if session.writer is not None:
+        seconds = time.perf_counter() - start
+        best = progress.best_step == progress.step
+        session.run_dir.append_timing({"kind": "evaluation", "step": progress.step, "seconds": round(seconds, 3)})
+        session.link.progress({"kind": "evaluated", **progress.history[-1], "best": best, "seconds": seconds})
+        if best or commit_is_due(session):
+            commit(session)
+    return ""
+
+
+def _note(session: Session, scores: dict[str, Any]) -> None:
+    """Adds a line to the history and settles best score and early stopping."""
+    progress, loop = session.progress, session.config.loop
+    epoch = progress.step // session.schedule.steps_per_epoch
+    train_loss = progress.loss_sum / progress.loss_images if progress.loss_images else None
+    prefix = "ema_" if session.learner.ema is not None else ""
+    score = scores[prefix + "val_acc1"] if loop.early_stop_metric == "acc1" else -scores[prefix + "val_loss"]
+    if progress.best_score is None or score > progress.best_score:
+        progress.best_score, progress.best_step, progress.bad_evaluations = score, progress.step, 0
+    else:
+        progress.bad_evaluations += 1
+    progress.stopped_early = bool(loop.early_stop) and progress.bad_evaluations >= loop.early_stop
+    line = {
+        "epoch": epoch,
+        "step": progress.step,
+        "train_loss": train_loss,
+        "skipped_steps": progress.skipped,
+        **scores,
+    }
+    line["lr"] = learning_rate(
+        progress.step - 1, session.lr, session.config.optim, loop.phases, session.schedule.steps_per_epoch, loop.epochs
+    )
+    progress.history.append(line)
+    progress.evaluated = progress.step
+    progress.loss_sum, progress.loss_images = 0.0, 0
+
+
+def _show(session: Session, result: StepResult, lr: float) -> None:
+    if session.world.rank == 0 and session.speed.due():
+        progress, schedule = session.progress, session.schedule
+        session.link.progress(
+            {
+                "kind": "step",
+                "step": progress.step,
+                "total_steps": schedule.total_steps,
+                "epoch": schedule.epoch_of(progress.step - 1) + 1,
+                "epochs": schedule.epochs,
+                "loss": result.loss,
+                "lr": lr,
+                "images_per_second": session.speed.images_per_second,
+                "committed": session.committed,
+                "pid": os.getpid(),
+            }
+        )

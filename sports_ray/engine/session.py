@@ -1,0 +1,154 @@
+"""What one process works with while it trains, from the resume on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from sports_ray.config import ImageSpec, TrainConfig
+from sports_ray.data.manifest import Manifest
+from sports_ray.engine.learner import Learner, Progress, build_learner, choose_precision
+from sports_ray.engine.link import Link
+from sports_ray.engine.record import Speed, system_facts
+from sports_ray.engine.schedule import Schedule
+from sports_ray.engine.world import World
+from sports_ray.model.build import create, image_spec
+from sports_ray.model.optim import default_lr
+from sports_ray.model.weights import load_weights
+from sports_ray.store.commit import begin_attempt, read_commit
+from sports_ray.store.run_dir import RunDir
+from sports_ray.store.writer import AsyncWriter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Session:
+    """What one process works with from the resume to the end."""
+
+    config: TrainConfig
+    manifest: Manifest
+    schedule: Schedule
+    learner: Learner
+    progress: Progress
+    run_dir: RunDir
+    link: Link
+    lr: float
+    token: int
+    writer: AsyncWriter | None
+    """On rank 0 alone: only it commits, since all ranks hold the same state."""
+    speed: Speed = field(default_factory=Speed)
+    phase: str | None = None
+    """Parameters that learn now, as the phase names them; None: all."""
+    opened_at: float = field(default_factory=time.monotonic)
+    committed: int | None = None
+    """Newest step that is safe in the store, as far as this process knows."""
+    submitted_at: float = field(default_factory=time.monotonic)
+    """When the newest commit was handed to the writer, on the monotonic clock."""
+
+    @property
+    def world(self) -> World:
+        return self.learner.world
+
+
+def open_session(
+    config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, world: World, lease: str
+) -> Session:
+    """Builds a rank's session at the newest commit that verifies, or at step 0.
+
+    Rank 0 picks the commit and takes the fencing token; every rank then reads the same commit, verified by itself.
+    """
+    writer = AsyncWriter() if world.rank == 0 else None
+    owner = {"host": platform.node(), "pid": os.getpid()}
+    attempt = begin_attempt(run_dir.storage, owner, lease) if world.rank == 0 else None
+    if attempt:
+        run_dir.sweep()
+    token = world.from_rank0(attempt.token if attempt else 0)
+    found = world.from_rank0(attempt.commit.step if attempt and attempt.commit else -1)
+    commit = attempt.commit if attempt else (read_commit(run_dir.storage, found) if found >= 0 else None)
+
+    schedule = Schedule.of(config, manifest.rows("train").num_rows, manifest.rows("val").num_rows)
+    model, spec = _start(config, manifest, resumed=commit is not None)
+    precision = _settle(config, run_dir, world, model, spec)
+    lr = config.optim.lr or default_lr(config.optim, config.loop.global_batch, config.model.weights == "none")
+    decay = config.ema.decay or 1.0 - 1.0 / max(2, schedule.steps_per_epoch)
+    learner = build_learner(config, model, spec, lr, decay, precision, world)
+    progress = Progress(micro_batch=config.loop.micro_batch)
+    if commit is not None:
+        learner.load(commit.load)
+        progress = Progress.from_json(commit.state)
+        learner.scale.value, learner.scale.good_steps = progress.scale, progress.scale_good_steps
+        logger.info("resumed: step=%d token=%d", progress.step, token)
+    else:
+        progress.scale = learner.scale.value
+    session = Session(config, manifest, schedule, learner, progress, run_dir, link, lr, token, writer)
+    session.committed = commit.step if commit else None
+    if writer is not None:
+        run_dir.append_timing(
+            {"kind": "start", "step": progress.step, "token": token, "world": world.size, **system_facts(world.device)}
+        )
+        link.progress(
+            {
+                "kind": "start",
+                "step": progress.step,
+                "total_steps": schedule.total_steps,
+                "precision": precision,
+                "pid": os.getpid(),
+            }
+        )
+    return session
+
+
+def _start(config: TrainConfig, manifest: Manifest, resumed: bool) -> tuple[nn.Module, ImageSpec]:
+    """The model as step 0 finds it; `loop.seed` alone fixes what is random in it."""
+    torch.manual_seed(config.loop.seed)
+    model = create(config.model, len(manifest.classes), config.data.image_size)
+    if not resumed:
+        report = load_weights(model, config.model.weights, config.model.name, manifest.classes)
+        logger.info("weights: source=%s coverage=%.4f", report.source, report.coverage)
+    return model, image_spec(model, config.data.image_size)
+
+
+def _settle(config: TrainConfig, run_dir: RunDir, world: World, model: nn.Module, spec: ImageSpec) -> str:
+    """Settles threads and precision, once for the whole run: both change the last bits. Returns the precision.
+
+    They are on disk before the first step, so that a run killed before its first commit starts with the same.
+    """
+    key = str(world.size)
+    if world.rank == 0:
+        settled: dict[str, Any] = run_dir.read_settled() or {
+            "threads": {},
+            "precision": config.loop.precision,
+        }
+        before = {"threads": dict(settled["threads"]), "precision": settled["precision"]}
+        settled["threads"].setdefault(key, config.cluster.threads or max(1, (os.cpu_count() or 1) // world.local_size))
+        torch.set_num_threads(settled["threads"][key])
+        if settled["precision"] == "auto":
+            settled["precision"] = choose_precision(config, model, spec, world.device)
+        if settled != before or run_dir.read_settled() is None:
+            run_dir.write_settled(settled)
+    world.from_rank0(0)
+    settled = run_dir.read_settled() or {}
+    torch.set_num_threads(settled["threads"][key])
+    if world.device.type == "cuda" and config.loop.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    elif world.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    return settled["precision"]
+
+
+def loader_processes(config: TrainConfig, world: World) -> int:
+    """Settles `data.loader_processes = -1`: on a GPU most of this worker's share of the cores, on a CPU one."""
+    if config.data.loader_processes >= 0:
+        return config.data.loader_processes
+    share = (os.cpu_count() or 1) // world.local_size
+    return max(1, min(8, share - 1)) if world.device.type == "cuda" else 1

@@ -1,0 +1,201 @@
+"""Builds timm models: names and aliases, input size, preprocessing, head and frozen parts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg, is_model, split_model_name_tag
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from sports_ray.config import ImageSpec, ModelConfig
+from sports_ray.errors import ConfigError, WeightsError
+
+ALIASES = {
+    "convnext_large": "convnext_large.fb_in22k_ft_in1k",
+    "swinv2_large": "swinv2_large_window12to24_192to384.ms_in22k_ft_in1k",
+    "swinv2_large_256": "swinv2_large_window12to16_192to256.ms_in22k_ft_in1k",
+}
+# Names seen in the field, and torchvision's, for which string distance alone would offer another model.
+WRONG_NAMES = {
+    "swinv2_large_window12_384": ALIASES["swinv2_large"],
+    "swinv2_base_window12_384": "swinv2_base_window12to24_192to384.ms_in22k_ft_in1k",
+    "vit_b_16": "vit_base_patch16_224",
+    "vit_b16": "vit_base_patch16_224",
+    "swin_t": "swin_tiny_patch4_window7_224",
+    "regnet_y_400mf": "regnety_004",
+    "mobilenet_v3_large": "mobilenetv3_large_100",
+}
+STRIDES = (2, 4, 7, 8, 14, 16, 28, 32, 56, 64)
+
+
+def resolve_name(name: str) -> str:
+    """A timm model name for an alias or a timm name (with or without its `.tag`).
+
+    Raises WeightsError with the nearest known name when timm has no such model or no such tag.
+    """
+    name = ALIASES.get(name, name)
+    architecture, tag = split_model_name_tag(name)
+    if is_model(architecture) and (not tag or _has_tag(name)):
+        return name
+    near = _nearest(name)
+    raise WeightsError(
+        "model.name",
+        got=repr(name),
+        want=f"a timm {timm.__version__} model or one of {', '.join(ALIASES)}",
+        cure=f"did you mean {near}?" if near else "list names with `sports-ray models FILTER`",
+    )
+
+
+def _has_tag(name: str) -> bool:
+    try:
+        return get_pretrained_cfg(name, allow_unregistered=False) is not None
+    except RuntimeError:
+        return False
+
+
+def _nearest(name: str) -> str:
+    architecture = split_model_name_tag(name)[0]
+    if architecture in WRONG_NAMES:
+        return WRONG_NAMES[architecture]
+    names = [*ALIASES, *timm.list_models(), *timm.list_models(pretrained=True)]
+    if is_model(architecture):
+        names = timm.list_models(f"{architecture}.*", pretrained=True)
+    close = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(architecture, names, n=1)
+    return close[0] if close else ""
+
+
+def create(model: ModelConfig, num_classes: int, image_size: int = 0) -> nn.Module:
+    """A randomly initialised timm model with `num_classes` outputs; `image_size` in px, 0: the model's own.
+
+    Models whose input size is fixed at build (ViT, Swin) are built for `image_size`. Draws from torch's global generator.
+    Raises WeightsError for an unknown name and ConfigError for a size that the model cannot take.
+    """
+    name = resolve_name(model.name)
+    if image_size and image_size != own_size(name):
+        _check_size(name, image_size)
+    sizes = _size_arguments(name, image_size)
+    rates = {"drop_rate": model.drop, "drop_path_rate": model.drop_path}
+    try:
+        # Zeros are passed on too: Swin's own default is a drop path of 0.1.
+        return timm.create_model(name, num_classes=num_classes, **sizes, **rates)
+    except TypeError:
+        asked = {key: rate for key, rate in rates.items() if rate}
+    try:
+        return timm.create_model(name, num_classes=num_classes, **sizes, **asked)
+    except TypeError as error:
+        raise ConfigError(f"model {name}", got=error, want="settings that this model knows", cure=f"set {', '.join(asked)} to 0") from error
+
+
+def own_size(name: str) -> int:
+    """Side of the image that a model was made for, px."""
+    return int(get_pretrained_cfg(name).input_size[-1])
+
+
+def _size_arguments(name: str, image_size: int) -> dict[str, Any]:
+    fixed = get_pretrained_cfg(name).fixed_input_size
+    return {"img_size": image_size} if fixed and image_size and image_size != own_size(name) else {}
+
+
+def _check_size(name: str, size: int) -> None:
+    error = _refusal(name, size)
+    if not error:
+        return
+    for stride in STRIDES:
+        low = size // stride * stride
+        fitting = [near for near in (low, low + stride) if near and not _refusal(name, near)]
+        if len(fitting) == 2 or (fitting and fitting == [low + stride] and low == 0):
+            cure = f"--set data.image_size={' or '.join(map(str, fitting))}"
+            raise ConfigError(f"image size of {name}", got=f"{size} ({error})", want=f"a multiple of {stride}", cure=cure)
+    own = own_size(name)
+    raise ConfigError(f"image size of {name}", got=f"{size} ({error})", want=f"{own}", cure=f"--set data.image_size={own}")
+
+
+def _refusal(name: str, size: int) -> str:
+    """Why a model cannot take square images of this size, found by running it without data; empty: it can."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+            timm.create_model(name, **_size_arguments(name, size)).eval()(torch.empty(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return ""
+
+
+def image_spec(model: nn.Module | str, image_size: int = 0) -> ImageSpec:
+    """Preprocessing of a model (or its name), as timm resolves it; `image_size` in px, 0: the model's own.
+
+    Without an `image_size`, evaluation uses the model's test size and test crop where it has them; with one, it uses that size.
+    """
+    given = get_pretrained_cfg(resolve_name(model)).to_dict() if isinstance(model, str) else dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    test_size = not image_size and not given.get("fixed_input_size", False)
+    asked = {"img_size": image_size or None}
+    train = resolve_data_config(asked, pretrained_cfg=given)
+    evaluation = resolve_data_config(asked, pretrained_cfg=given, use_test_size=test_size)
+    return ImageSpec(
+        train_size=train["input_size"][-1],
+        eval_size=evaluation["input_size"][-1],
+        crop_pct=evaluation["crop_pct"],
+        crop_mode=evaluation["crop_mode"],
+        interpolation=evaluation["interpolation"],
+        mean=tuple(evaluation["mean"]),
+        std=tuple(evaluation["std"]),
+    )
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters, frozen ones included, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def head_parameters(model: nn.Module) -> set[str]:
+    """Names of the classifier's parameters; several classifiers (distilled models) count together."""
+    heads = model.get_classifier()  # type: ignore[operator]
+    heads = heads if isinstance(heads, (tuple, list)) else (heads,)
+    ids = {id(parameter) for head in heads if isinstance(head, nn.Module) for parameter in head.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+
+
+def trainable(model: nn.Module, pattern: str) -> list[str]:
+    """Lets only matching parameters learn (`requires_grad`) and returns their names in the model's order.
+
+    `pattern` is `head` (the classifier) or a shell pattern over names; `*` is all. Raises ConfigError if nothing matches.
+    """
+    head = head_parameters(model) if pattern == "head" else set()
+    names = [name for name, _ in model.named_parameters() if name in head or fnmatchcase(name, pattern)]
+    if not names:
+        examples = ", ".join(name for name, _ in list(model.named_parameters())[-3:])
+        raise ConfigError("loop.phases: train", got=repr(pattern), want="head or a pattern over names", cure=f"names are like {examples}")
+    chosen = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return names
+
+
+def set_train_mode(model: nn.Module, frozen: Collection[str] = ()) -> None:
+    """Training mode, except for normalisation layers all of whose parameters are named in `frozen`.
+
+    In training mode those would go on averaging batches into their running statistics, although they do not learn.
+    """
+    model.train()
+    if frozen:
+        for norm in _frozen_norms(model, set(frozen)):
+            norm.eval()
+
+
+def _frozen_norms(model: nn.Module, frozen: set[str]) -> Iterator[nn.Module]:
+    """Normalisation layers whose parameters are all frozen; one without parameters follows its nearest ancestor with some."""
+    names = [name for name, _ in model.named_parameters()]
+    for path, module in model.named_modules():
+        if not isinstance(module, _NormBase):
+            continue
+        while path and not any(name.startswith(path + ".") for name in names):
+            path = path.rpartition(".")[0]
+        inside = [name for name in names if not path or name.startswith(path + ".")]
+        if inside and frozen.issuperset(inside):
+            yield module

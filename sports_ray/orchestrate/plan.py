@@ -1,0 +1,218 @@
+"""Settles all that a run needs before anything starts: every mistake of the user's ends here, before any worker."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sports_ray import __version__
+from sports_ray.config import TrainConfig
+from sports_ray.data.manifest import Manifest, build_manifest
+from sports_ray.engine.schedule import Schedule
+from sports_ray.errors import ConfigError, DataError, RunError, WeightsError
+from sports_ray.model.build import create, image_spec, parameter_count, resolve_name
+from sports_ray.recipe import changed_keys, config_from_dict, config_to_dict, digest, identity
+from sports_ray.store.run_dir import RunDir
+from sports_ray.store.storage import open_storage
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that can start: checked, with its data listed."""
+
+    config: TrainConfig
+    name: str
+    store: str
+    manifest: Manifest
+    schedule: Schedule
+    workers: tuple[int, int]
+    """Least and most workers; (0, 0): in this process."""
+    gpus: int
+    """GPUs of this machine."""
+    parameters: int
+    checkpoint_bytes: int
+    image_size: int
+    status: str
+    """new, resume or finished."""
+    notes: tuple[str, ...]
+
+    @property
+    def run_dir(self) -> RunDir:
+        return RunDir.open(open_storage(self.store), self.name)
+
+
+def make_plan(config: TrainConfig, *, progress: Callable[[int, int], None] | None = None) -> Plan:
+    """Checks model, data, store and workers, and finds out whether the run is new. Writes nothing.
+
+    Raises UserError for anything that the user has to mend.
+    """
+    if not config.model.name:
+        raise ConfigError(
+            "model.name", got="nothing", want="a timm model", cure="--model NAME; see `sports-ray models`"
+        )
+    if not config.data.root:
+        raise DataError("data.root", got="nothing", want="a folder of photographs", cure="--data DIR")
+    given_name = config.model.name
+    _check_weights(config.model.weights)
+    gpus = gpu_count()
+    workers = parse_workers(config.cluster.workers, gpus)
+    if workers[1] > config.loop.lanes:
+        raise ConfigError(
+            "workers",
+            got=workers[1],
+            want=f"at most loop.lanes = {config.loop.lanes}",
+            cure=f"--set loop.lanes={workers[1]}",
+        )
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=resolve_name(given_name)))
+    manifest = build_manifest(config.data, progress=progress)
+    train, val = manifest.rows("train").num_rows, manifest.rows("val").num_rows
+    if not train:
+        raise DataError("training images", got="none", want="at least one", cure="see `sports-ray data scan`")
+    with torch.device("meta"):
+        model = create(config.model, len(manifest.classes), config.data.image_size)
+    parameters = parameter_count(model)
+    name = config.store.run or f"{re.sub(r'[^A-Za-z0-9._-]', '_', given_name)}-{digest(config, manifest.fingerprint())}"
+    store = config.store.root if "://" in config.store.root else str(Path(config.store.root).absolute())
+    config = dataclasses.replace(config, store=dataclasses.replace(config.store, root=store, run=name))
+    plan = Plan(
+        config=config,
+        name=name,
+        store=store,
+        manifest=manifest,
+        schedule=Schedule.of(config, train, val),
+        workers=workers,
+        gpus=gpus,
+        parameters=parameters,
+        checkpoint_bytes=checkpoint_size(config, parameters),
+        image_size=image_spec(model, config.data.image_size).train_size,
+        status="new",
+        notes=manifest.notes,
+    )
+    return dataclasses.replace(plan, status=_status(plan))
+
+
+def checkpoint_size(config: TrainConfig, parameters: int) -> int:
+    """Bytes of one checkpoint, without its small change: float32 weights, optimiser moments and EMA."""
+    copies = 1 + (2 if config.optim.name != "sgd" else 1) + config.ema.enabled
+    return 4 * parameters * copies
+
+
+def parse_workers(text: str, gpus: int) -> tuple[int, int]:
+    """`auto`, `N` or `MIN:MAX` -> (least, most)."""
+    if text == "auto":
+        return (max(1, gpus), max(1, gpus))
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    if not match:
+        raise ConfigError("workers", got=text, want="0, N or MIN:MAX", cure="for example --workers 2 or --workers 1:4")
+    low, high = int(match[1]), int(match[2] or match[1])
+    if low > high or (match[2] and low < 1):
+        raise ConfigError("workers", got=text, want="MIN:MAX with 1 <= MIN <= MAX")
+    return low, high
+
+
+def gpu_count() -> int:
+    return torch.cuda.device_count()
+
+
+def _check_weights(weights: str) -> None:
+    if weights not in ("auto", "none") and not Path(weights).is_file():
+        raise WeightsError("weights", got=weights, want="auto, none or a file", cure="check the path")
+
+
+def _status(plan: Plan) -> str:
+    """Whether the run is new, goes on, or is finished; refuses a run whose identity or data differ."""
+    record = plan.run_dir.read_record()
+    if record is None:
+        return "new"
+    changed = changed_keys(record["identity"], identity(plan.config))
+    if record["data"]["fingerprint"] != plan.manifest.fingerprint():
+        changed.append(f"data: {_counts(record['data'])} -> {_counts(_data_facts(plan.manifest))}, content differs")
+    if changed:
+        raise RunError(
+            f"run {plan.name} exists with other settings",
+            got="; ".join(changed),
+            want="the settings it was started with",
+            cure="another --run NAME, or the old settings",
+        )
+    before = record["config"]["loop"]["epochs"]
+    if plan.config.loop.epochs < before:
+        raise RunError(
+            f"run {plan.name}",
+            got=f"--epochs {plan.config.loop.epochs}",
+            want=f"at least its {before}",
+            cure="another --run NAME",
+        )
+    return "finished" if finished_epochs(plan.run_dir) >= plan.config.loop.epochs else "resume"
+
+
+def finished_epochs(run_dir: RunDir) -> int:
+    """Epochs for which the run was trained to its end; 0 if it never was."""
+    sidecar = run_dir.describe_weights("last")
+    return int(sidecar["epochs"]) if sidecar else 0
+
+
+def _data_facts(manifest: Manifest) -> dict[str, Any]:
+    counts = {split: manifest.rows(split).num_rows for split in ("train", "val", "test")}
+    return {"fingerprint": manifest.fingerprint(), "root": manifest.root, **counts}
+
+
+def _counts(facts: dict[str, Any]) -> str:
+    return f"{facts['train']} train, {facts['val']} val, {facts['test']} test images"
+
+
+def write_record(plan: Plan) -> None:
+    """Creates the run's record, or notes more epochs and a moved folder of photographs; the lease must be held."""
+    run_dir = plan.run_dir
+    record = run_dir.read_record()
+    if record is None or record["data"]["root"] != plan.manifest.root:
+        run_dir.write_manifest(plan.manifest.to_bytes())
+    if record is None:
+        run_dir.create(
+            {
+                "format": 1,
+                "config": config_to_dict(plan.config),
+                "identity": identity(plan.config),
+                "classes": list(plan.manifest.classes),
+                "data": _data_facts(plan.manifest),
+                "extensions": [],
+                "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+                "version": __version__,
+            }
+        )
+        return
+    before = record["config"]["loop"]["epochs"]
+    if plan.config.loop.epochs > before:
+        record["extensions"].append({"from_epochs": before, "to_epochs": plan.config.loop.epochs})
+    # How the run is computed may change from session to session; the newest way is what workers read.
+    record["config"], record["data"] = config_to_dict(plan.config), _data_facts(plan.manifest)
+    run_dir.write_record(record)
+
+
+def load_run(run_dir: RunDir) -> tuple[TrainConfig, Manifest]:
+    """Config and manifest of an existing run, as a worker needs them."""
+    record = run_dir.read_record()
+    if record is None:
+        raise RunError("run", got=run_dir.storage.uri, want="a run of this store", cure="see `sports-ray status`")
+    return config_from_dict(record["config"]), Manifest.from_bytes(run_dir.read_manifest())
+
+
+def find_run(run: str, store: str) -> tuple[str, str, dict[str, Any]]:
+    """`run`, a name in `store` or the path or URI of a run's folder -> (store, name, record); RunError if there is none."""
+    root, _, name = run.rstrip("/").rpartition("/")
+    for where, called in ((root, name), (store, run)):
+        if (
+            where
+            and called
+            and "/" not in called
+            and (record := RunDir.open(open_storage(where), called).read_record())
+        ):
+            return where, called, record
+    raise RunError("run", got=run, want=f"a run in {store}, or the path of one", cure="see `sports-ray status`")

@@ -1,0 +1,237 @@
+"""Supervises Ray Train: starts it, starts it again when its controller died, hands progress out and stops in."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sports_ray.engine.run import Outcome
+from sports_ray.errors import FencedError, SportsRayError, TrainingError
+from sports_ray.orchestrate.cluster import ray_cluster
+from sports_ray.orchestrate.plan import Plan, write_record
+from sports_ray.store.lease import Lease
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[Mapping[str, Any]], None]
+POLL_SECONDS = 0.2
+RAY_RETRIES = 1_000  # within one fit; the limit that counts is cluster.max_failures, in crashes without progress
+
+
+@dataclass(slots=True)
+class Retries:
+    """Decides after an end of training what comes next: a pure state machine, fed with causes and steps.
+
+    Preemptions are unlimited; crashes are limited to `limit` in a row without a step of progress between them.
+    """
+
+    limit: int
+    crashes: int = 0
+    step: int = -1
+
+    def crashed(self, step: int) -> bool:
+        """Takes note of a crash at `step` steps done; whether to try again."""
+        self.crashes = self.crashes + 1 if step <= self.step else 1
+        self.step = max(self.step, step)
+        return self.crashes <= self.limit
+
+
+@dataclass(slots=True)
+class Watch:
+    """What the driver knows of the running attempt, from the monitor's events."""
+
+    retries: Retries
+    started: float = field(default_factory=time.monotonic)
+    alive: bool = False
+    attempts: int = 0
+    step: int = 0
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Raises TrainingError when workers keep dying without progress."""
+        if event["kind"] == "workers":
+            self.alive = True
+            self.attempts += 1
+            if self.attempts > 1 and not self.retries.crashed(self.step):
+                raise crash_limit(self.retries)
+        self.step = max(self.step, int(event.get("committed") or 0))
+
+
+def crash_limit(retries: Retries) -> TrainingError:
+    return TrainingError(
+        f"workers died {retries.crashes} times in a row with no progress past step {retries.step}",
+        want=f"at most cluster.max_failures = {retries.limit}",
+        cure="the reason is in the run's logs/ folder; mend it and give the same command again",
+    )
+
+
+def train_on_ray(plan: Plan, on_progress: OnProgress, started: float | None = None) -> Outcome:
+    """Trains `plan` with Ray Train to its end or to the next stop; recovers from the death of workers and controller.
+
+    Raises the worker's own error when no retry can mend it, TrainingError when retries are used up, RunError while
+    another driver holds the run.
+    """
+    config = plan.config
+    budget = config.cluster.time_budget
+    deadline = (started or time.time()) + budget if budget else 0.0
+    with Lease.acquire(plan.run_dir.storage) as lease, stop_signals() as stops:
+        write_record(plan)
+        with ray_cluster(config.cluster.address, usage_stats=config.cluster.usage_stats):
+            watch = Watch(Retries(config.cluster.max_failures))
+            while True:
+                result = _fit_once(plan, on_progress, watch, stops, lease, deadline)
+                if result is None:
+                    on_progress({"kind": "restart", "reason": "the training's controller died"})
+                    if not watch.retries.crashed(watch.step):
+                        raise crash_limit(watch.retries)
+                    continue
+                if "error" in result:
+                    raise result["error"]
+                outcome = Outcome(**result)
+                if outcome.status == "paused" and outcome.reason == "preempted" and not stops:
+                    on_progress({"kind": "restart", "reason": "a node is going away"})
+                    continue
+                return outcome
+
+
+def _fit_once(
+    plan: Plan, on_progress: OnProgress, watch: Watch, stops: list[str], lease: Lease, deadline: float
+) -> dict[str, Any] | None:
+    """One `TorchTrainer.fit()`: rank 0's return value, or None when the controller died."""
+    import ray
+
+    from sports_ray.orchestrate.worker import Monitor
+
+    # On the driver's node: driver and monitor live and die together.
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    monitor = Monitor.options(scheduling_strategy=here).remote()
+    watch.started, watch.alive, watch.attempts = time.monotonic(), False, 0
+    box: dict[str, Any] = {}
+    thread = threading.Thread(target=_fit, args=(plan, monitor, deadline, lease.id, box), name="fit", daemon=True)
+    thread.start()
+    told = False
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        for event in ray.get(monitor.drain.remote()):
+            watch.take(event)
+            on_progress(event)
+        wish = stops[0] if stops else ("another driver took the run over" if lease.lost else "")
+        if wish and not told:
+            monitor.stop.remote(wish)
+            told = True
+        if wish and not watch.alive:
+            return {"status": "paused", "reason": wish, "step": watch.step, "total_steps": plan.schedule.total_steps}
+        _check_start(plan, watch)
+    for event in ray.get(monitor.drain.remote()):
+        on_progress(event)
+    if lease.lost:
+        raise FencedError("another driver took the run over", want="one driver a run", cure="let the other one finish")
+    return _verdict(box)
+
+
+def _check_start(plan: Plan, watch: Watch) -> None:
+    """A cluster that never gives its workers is a clear message, not an endless wait."""
+    waited = time.monotonic() - watch.started
+    if watch.alive or waited < plan.config.cluster.start_timeout:
+        return
+    import ray
+
+    raise TrainingError(
+        f"no worker started within cluster.start_timeout = {plan.config.cluster.start_timeout:.0f} s",
+        got=f"a cluster with {_resources(ray.cluster_resources())}, free {_resources(ray.available_resources())}",
+        want=f"{plan.workers[0]} workers with {_resources(worker_resources(plan))} each",
+        cure="fewer --workers, more nodes, or a longer --set cluster.start_timeout",
+    )
+
+
+def _resources(amounts: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{amounts.get(name, 0):g} {name}" for name in ("CPU", "GPU") if amounts.get(name) or name == "CPU"
+    )
+
+
+def worker_resources(plan: Plan) -> dict[str, float]:
+    """What Ray reserves for one worker."""
+    cores = plan.config.cluster.cpus_per_worker or max(1, (os.cpu_count() or 1) // plan.workers[1])
+    return {"CPU": cores, "GPU": 1} if plan.gpus else {"CPU": cores}
+
+
+def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, Any]) -> None:
+    """Runs in a thread of its own: the main thread stays free for signals, which `fit` would take for an abort."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from sports_ray.orchestrate.worker import train_worker
+
+    low, high = plan.workers
+    backend = "nccl" if plan.gpus else "gloo"
+    try:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "store": plan.store,
+                "run": plan.name,
+                "monitor": monitor,
+                "deadline": deadline,
+                "lease": lease,
+            },
+            torch_config=TorchConfig(backend=backend, timeout_s=600),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=high if low == high else (low, high),
+                use_gpu=plan.gpus > 0,
+                resources_per_worker=worker_resources(plan),
+            ),
+            run_config=ray.train.RunConfig(
+                name=plan.name,
+                storage_path=f"{plan.store}/{plan.name}/ray",
+                failure_config=ray.train.FailureConfig(max_failures=RAY_RETRIES, controller_failure_limit=RAY_RETRIES),
+            ),
+        )
+        box["value"] = trainer.fit().return_value
+    except BaseException as error:  # noqa: BLE001
+        box["failure"] = error
+
+
+def _verdict(box: dict[str, Any]) -> dict[str, Any] | None:
+    if "failure" not in box:
+        return box["value"]
+    import ray
+
+    failure = box["failure"]
+    logger.error("fit failed: %r", failure)
+    if isinstance(failure, (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError)):
+        return None
+    if isinstance(failure, SportsRayError):
+        raise failure
+    raise TrainingError(
+        "Ray Train failed", got=str(failure).strip().splitlines()[-1], cure="see the run's logs/ folder"
+    ) from failure
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[str]]:
+    """Collects SIGINT and SIGTERM as reasons to pause; a second SIGINT interrupts at once."""
+    reasons: list[str] = []
+
+    def note(number: int, frame: object) -> None:
+        if reasons and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        reasons.append(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield reasons
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield reasons
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

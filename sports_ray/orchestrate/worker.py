@@ -1,0 +1,134 @@
+"""What each Ray worker executes: the engine's loop, with a link to the driver."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+
+from sports_ray.engine.record import log_to_file
+from sports_ray.engine.run import run
+from sports_ray.engine.world import World
+from sports_ray.errors import FencedError, SportsRayError
+from sports_ray.orchestrate.plan import load_run
+from sports_ray.store.run_dir import RunDir
+from sports_ray.store.storage import open_storage
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.25
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class Monitor:
+    """Mailbox between the driver and rank 0: progress one way, the wish to stop the other. It ends with the driver."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._stop = ""
+
+    def push(self, events: list[dict[str, Any]]) -> str:
+        self._events += events
+        return self._stop
+
+    def drain(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+    def stop(self, reason: str) -> None:
+        self._stop = reason
+
+
+class RayLink:
+    """Link of one worker. A thread talks to the monitor and watches this node, so that no step waits for either."""
+
+    def __init__(self, monitor: Any, rank: int, deadline: float) -> None:
+        self.deadline = deadline
+        self._monitor, self._rank = monitor, rank
+        self._reason = ""
+        self._events: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._talk, name="ray-link", daemon=True)
+
+    def __enter__(self) -> RayLink:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closed.set()
+        self._thread.join(timeout=10)
+
+    def should_stop(self) -> str:
+        return self._reason
+
+    def progress(self, event: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._events.append(dict(event))
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        ray.train.report({key: value for key, value in metrics.items() if value is not None})
+
+    def _talk(self) -> None:
+        node = ray.get_runtime_context().get_node_id()
+        ticks = 0
+        while True:
+            last = self._closed.wait(POLL_SECONDS)
+            if self._rank == 0:
+                self._exchange()
+            if ticks % 4 == 0 and not self._reason and node in draining_nodes():
+                self._reason = "preempted"
+            ticks += 1
+            if last:
+                return
+
+    def _exchange(self) -> None:
+        with self._lock:
+            events, self._events = self._events, []
+        try:
+            wish = ray.get(self._monitor.push.remote(events), timeout=30)
+        except ray.exceptions.RayError as error:
+            # A worker must not outlive its driver: it would hold the machine, and be fenced at its next commit.
+            logger.warning("monitor unreachable, stopping: %s", error)
+            wish = "the driver is gone"
+        self._reason = self._reason or wish
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that Ray is draining. The function is private to Ray; without it no notice is seen, no more."""
+    try:
+        from ray._private.state import state
+
+        return set(state.get_draining_nodes())
+    except Exception as error:  # noqa: BLE001
+        logger.debug("draining nodes unknown: %s", error)
+        return set()
+
+
+def train_worker(task: dict[str, Any]) -> dict[str, Any]:
+    """Trains on this rank. Returns the outcome; an error that no retry mends is returned too, for Ray retries all raises."""
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    run_dir = RunDir.open(open_storage(task["store"]), task["run"])
+    log_to_file(run_dir, f"worker-{rank}.log")
+    world = World(rank, size, ray.train.torch.get_device(), context.get_local_world_size())
+    try:
+        config, manifest = load_run(run_dir)
+        with RayLink(task["monitor"], rank, task["deadline"]) as link:
+            if rank == 0:
+                link.progress({"kind": "workers", "size": size, "pid": os.getpid()})
+            return asdict(run(config, manifest, run_dir, link, world, task["lease"]))
+    except FencedError as error:
+        return {"status": "fenced", "error": error}
+    except SportsRayError as error:
+        if error.retryable:
+            raise
+        logger.error("failed: %s", error)
+        return {"status": "error", "error": error}

@@ -1,0 +1,210 @@
+"""Reads recipes, flags and overrides into one TrainConfig, writes it as TOML, and tells which runs are the same run.
+
+Order of starting points, later wins: 1. the defaults of `config.py`  2. a recipe (`--recipe`)  3. named flags  4. `--set`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from sports_ray.config import PhaseConfig, TrainConfig, field_types
+from sports_ray.errors import ConfigError
+
+# What says *how* a run is computed and not *what*: another value resumes the same run.
+NOT_IDENTITY = frozenset(
+    {
+        "data.root",
+        "data.loader_processes",
+        "data.cache_gb",
+        "loop.eval_batch",
+        "loop.epochs",
+    }
+)
+NOT_IDENTITY_SECTIONS = frozenset({"store", "cluster"})
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    folder = resources.files("sports_ray") / "recipes"
+    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def recipe_text(name: str) -> str:
+    """The TOML text of a recipe of the package, or of a file when `name` ends in .toml."""
+    path = Path(name)
+    if name.endswith(".toml"):
+        if not path.is_file():
+            raise ConfigError("recipe", got=name, want="a readable TOML file")
+        return path.read_text(encoding="utf-8")
+    if name not in recipe_names():
+        near = difflib.get_close_matches(name, recipe_names(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError("recipe", got=name, want="one of " + ", ".join(recipe_names()), cure=hint + "or a .toml file")
+    return (resources.files("sports_ray") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """A recipe as nested settings, unchecked: {section: {key: value}}."""
+    try:
+        return tomllib.loads(recipe_text(name))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("recipe", got=f"{name}: {error}", want="valid TOML") from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`section.key=value` -> (`section.key`, value); the value is read as TOML, else as plain text."""
+    key, equals, raw = text.partition("=")
+    key, raw = key.strip(), raw.strip()
+    if not equals or key.count(".") != 1:
+        raise ConfigError("--set", got=text, want="section.key=value", cure="for example --set optim.lr=3e-4")
+    section, name = key.split(".")
+    kind = _field_kind(section, name)
+    if kind is str or (get_origin(kind) is tuple and get_args(kind)[0] is str and not raw.startswith("[")):
+        return key, raw.strip("\"'") if kind is str else [part.strip() for part in raw.split(",") if part.strip()]
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    if get_origin(kind) is tuple and isinstance(value, str) and "," in value:
+        value = tomllib.loads(f"value = [{raw}]")["value"]
+    return key, value
+
+
+def build_config(
+    recipe: str | None = None, flags: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()
+) -> TrainConfig:
+    """One checked TrainConfig from a recipe, flags ({"loop.epochs": 3}; None is skipped) and `section.key=value` texts.
+
+    Raises ConfigError for an unknown key (with the nearest known one), a wrong type or a value out of range.
+    """
+    settings: dict[str, dict[str, Any]] = {}
+    if recipe:
+        for section, values in load_recipe(recipe).items():
+            if not isinstance(values, dict):
+                raise ConfigError(f"recipe {recipe}", got=section, want="sections such as [optim]")
+            settings[section] = dict(values)
+    chosen = {key: value for key, value in (flags or {}).items() if value is not None}
+    chosen.update(parse_override(text) for text in overrides)
+    for key, value in chosen.items():
+        section, name = key.split(".")
+        settings.setdefault(section, {})[name] = value
+    return config_from_dict(settings)
+
+
+def config_from_dict(settings: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
+    """Nested settings -> TrainConfig; the inverse of `config_to_dict`."""
+    sections: dict[str, Any] = {}
+    for section, values in settings.items():
+        for name in values:
+            _field_kind(section, name)
+        arguments = dict(values)
+        if "phases" in arguments:
+            arguments["phases"] = tuple(_phase(item) for item in arguments["phases"])
+        sections[section] = field_types(TrainConfig)[section](**arguments)
+    return _consistent(TrainConfig(**sections))
+
+
+def _phase(item: Any) -> PhaseConfig:
+    if not isinstance(item, Mapping) or not set(item) <= {"epochs", "train", "lr_scale"}:
+        raise ConfigError("loop.phases", got=item, want="tables with epochs, train, lr_scale")
+    return PhaseConfig(**item)
+
+
+def _consistent(config: TrainConfig) -> TrainConfig:
+    """Checks what concerns more than one key."""
+    loop = config.loop
+    if loop.lanes > loop.global_batch:
+        raise ConfigError("loop.lanes", got=loop.lanes, want=f"at most loop.global_batch = {loop.global_batch}")
+    if not config.store.every_steps and not config.store.every_seconds:
+        raise ConfigError("store", got="every_steps = 0 and every_seconds = 0", want="at least one above 0")
+    for key, (low, high) in {
+        "augment.crop_scale": config.augment.crop_scale,
+        "augment.crop_ratio": config.augment.crop_ratio,
+    }.items():
+        if not 0 < low <= high or (key.endswith("scale") and high > 1):
+            raise ConfigError(key, got=[low, high], want="0 < low <= high" + (" <= 1" if key.endswith("scale") else ""))
+    if sum(phase.epochs for phase in loop.phases) >= loop.epochs and loop.phases:
+        raise ConfigError(
+            "loop.phases",
+            got=f"{sum(p.epochs for p in loop.phases)} epochs",
+            want=f"fewer than loop.epochs = {loop.epochs}",
+        )
+    return config
+
+
+def _field_kind(section: str, name: str) -> Any:
+    """Type of a config key, or ConfigError with the nearest known key."""
+    sections = field_types(TrainConfig)
+    known = [f"{s}.{f}" for s, cls in sections.items() for f in field_types(cls)]
+    if section in sections and name in field_types(sections[section]):
+        return field_types(sections[section])[name]
+    near = difflib.get_close_matches(f"{section}.{name}", known, n=1, cutoff=0.5)
+    raise ConfigError(
+        "setting",
+        got=f"{section}.{name}",
+        want=f"a known key of {', '.join(sections)}",
+        cure=f"did you mean {near[0]}?" if near else "see `sports-ray train --dry-run` for all keys",
+    )
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values (dataclasses to dicts, tuples to lists), as JSON and TOML take them."""
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value):
+            return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    return plain(config)
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The whole config as TOML; reading it back gives an equal config."""
+    lines: list[str] = []
+    for section, values in config_to_dict(config).items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {_toml_value(value)}" for key, value in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + " }"
+    return repr(value)
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """What makes a run this run: {"section.key": value} without what only says how it is computed."""
+    return {
+        f"{section}.{key}": value
+        for section, values in config_to_dict(config).items()
+        if section not in NOT_IDENTITY_SECTIONS
+        for key, value in values.items()
+        if f"{section}.{key}" not in NOT_IDENTITY
+    }
+
+
+def digest(config: TrainConfig, data_fingerprint: str) -> str:
+    """Eight hex digits of the identity, the epochs and the data's content; a run's default name ends in it."""
+    content = {**identity(config), "loop.epochs": config.loop.epochs, "data": data_fingerprint}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines `key: old -> new` for each identity key that differs."""
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]

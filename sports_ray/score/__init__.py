@@ -1,0 +1,1 @@
+"""Scores: sums until the end, then fractions with their intervals."""

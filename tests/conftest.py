@@ -1,0 +1,18 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """Folder of real sports photographs, from SPORTS_RAY_PHOTOS or beside the checkout; skips where it is absent."""
+    default = Path(__file__).parents[2] / "shared" / "data" / "sports100"
+    folder = Path(os.environ.get("SPORTS_RAY_PHOTOS", default))
+    if not (folder / "train").is_dir():
+        pytest.skip("needs the sports photographs: set SPORTS_RAY_PHOTOS to their folder")
+    return folder
