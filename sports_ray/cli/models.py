@@ -17,8 +17,8 @@ COLUMNS = "{:<{width}}  {:>10}  {:>5}  {:>4}  {:<13}  {:<8}  {:<35}  {}"
 def models(filter_text: str, as_json: bool) -> None:
     """List models: parameters, input size and preprocessing.
 
-    FILTER is a part of a name or a shell pattern; without it, the models that recipes and aliases use and the small test
-    models are listed. Sizes are in pixels; parameters are those with the model's own number of classes.
+    FILTER is a part of a name or a shell pattern; without it, the models that recipes and aliases use and the small
+    test models are listed. Sizes are in pixels; parameters are those with the model's own number of classes.
 
     \b
     Examples:
@@ -40,9 +40,9 @@ def models(filter_text: str, as_json: bool) -> None:
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     crop = f"{row['crop_pct']:g} {row['crop_mode']}"
     norm = " / ".join(" ".join(f"{value:.3f}" for value in row[key]) for key in ("mean", "std"))
+    first = (row["alias"] or row["name"], f"{row['parameters'] / 1e6:.2f} M")
     sizes = (str(row["train_size"]), str(row["eval_size"]))
-    weights = "none" if row["weights"] == "none" else "hub"
-    return (row["alias"] or row["name"], f"{row['parameters'] / 1e6:.2f} M", *sizes, crop, row["interpolation"], norm, weights)
+    return (*first, *sizes, crop, row["interpolation"], norm, "none" if row["weights"] == "none" else "hub")
 
 
 def _recommended() -> dict[str, str]:
@@ -76,13 +76,12 @@ def _facts(names: dict[str, str]) -> Iterator[dict[str, Any]]:
 
     import timm
     import torch
-    from timm.models import get_pretrained_cfg
 
-    from sports_ray.model.build import image_spec, parameter_count
+    from sports_ray.model.build import image_spec, parameter_count, pretrained_cfg
 
     counts: dict[tuple[str, int], int] = {}
     for typed, name in names.items():
-        cfg = get_pretrained_cfg(name)
+        cfg = pretrained_cfg(name)
         key = (name.partition(".")[0], cfg.num_classes)
         if key not in counts:
             with torch.device("meta"):
@@ -99,7 +98,7 @@ def _facts(names: dict[str, str]) -> Iterator[dict[str, Any]]:
 
 @click.command()
 @click.argument("name", default="")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the names with a line each, or the recipe's settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: names with a line each, or the recipe's settings.")
 def recipes(name: str, as_json: bool) -> None:
     """List recipes, or show the recipe NAME.
 

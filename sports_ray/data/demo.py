@@ -6,9 +6,10 @@ clutter, noise and JPEG quality vary from picture to picture."""
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +20,13 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from sports_ray.data.demo_scenes import MARGIN, Pen, surface
 from sports_ray.data.demo_sports import PLACES, SPORTS
+from sports_ray.data.near import SAME_CLASS_BITS, phash
 from sports_ray.errors import DataError
 
 MARK = "demo.json"
 """Lies in the folder's top and says that the folder is a demo set, which may be drawn over."""
+
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -57,26 +61,19 @@ def draw_demo(
     names = class_names(classes)
     sizes = _sizes(classes, per_class, imbalance)
     held = max(1, per_class // 4)
-    jobs = [
-        (folder / split / name / f"{number:04d}.jpg", name, f"{seed}/{split}/{name}/{number}")
-        for name, count in zip(names, sizes, strict=True)
-        for split, total in (("train", count), ("val", held), ("test", held))
-        for number in range(total)
-    ]
     _clear(folder)
-    for split in ("train", "val", "test"):
-        for name in names:
-            (folder / split / name).mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).write_text(json.dumps({"drawn by": "sports-ray data demo", "seed": seed}))
+    images = {"train": sum(sizes), "val": held * classes, "test": held * classes}
+    total, done = sum(images.values()), itertools.count(1)
 
-    def draw(job: tuple[Path, str, str]) -> None:
-        job[0].write_bytes(encoded(job[1], size, Random(job[2])))
+    def draw(name: str, count: int) -> None:
+        for _ in _draw_class(folder, name, {"train": count, "val": held, "test": held}, size, seed):
+            if progress:
+                progress(next(done), total)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for done, _ in enumerate(pool.map(draw, jobs), start=1):
-            if progress:
-                progress(done, len(jobs))
-    images = {"train": sum(sizes), "val": held * classes, "test": held * classes}
+        list(pool.map(draw, names, sizes))
     report = DemoReport(str(folder), names, images, _plant(folder, names, size, seed) if dirty else ())
     (folder / MARK).write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
@@ -105,6 +102,23 @@ def encoded(name: str, size: int, rng: Random) -> bytes:
     sink = io.BytesIO()
     picture(name, size, rng).save(sink, "JPEG", quality=rng.randint(60, 94))
     return sink.getvalue()
+
+
+def _draw_class(folder: Path, name: str, counts: dict[str, int], size: int, seed: int) -> Iterator[Path]:
+    """Draw all pictures of a class. One that comes out nearly as an earlier one is drawn again: a clean set has no leaks."""
+    seen: list[int] = []
+    for split, count in counts.items():
+        (folder / split / name).mkdir(parents=True)
+        for number in range(count):
+            for attempt in range(_ATTEMPTS):
+                data = encoded(name, size, Random(f"{seed}/{split}/{name}/{number}/{attempt}"))
+                code = phash(np.asarray(Image.open(io.BytesIO(data))).transpose(2, 0, 1).copy())
+                if all((code ^ other).bit_count() > SAME_CLASS_BITS for other in seen):
+                    break
+            seen.append(code)
+            path = folder / split / name / f"{number:04d}.jpg"
+            path.write_bytes(data)
+            yield path
 
 
 def _camera(canvas: Image.Image, size: int, rng: Random) -> Image.Image:

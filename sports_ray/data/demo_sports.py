@@ -119,7 +119,12 @@ def ice_hockey(pen: Pen) -> None:
 def archery(pen: Pen) -> None:
     if pen.rng.random() < 0.6:
         crowd(pen, pen.any(0.1, 0.3))
-    x, y, r = pen.any(0.3, 0.7), pen.any(0.35, 0.6), pen.any(0.22, 0.34)
+    side = pen.rng.choice([-1, 1])
+    x, y, r = 0.5 + side * pen.any(0.0, 0.25), pen.any(0.3, 0.6), pen.any(0.17, 0.3)
+    px, foot, tall = x - side * pen.any(0.35, 0.55), pen.any(0.8, 1.0), pen.any(0.45, 0.65)
+    hand = (px + side * 0.2 * tall, foot - 0.75 * tall)
+    player(pen, px, foot, tall, reach=hand)
+    pen.arc(hand[0] - side * 0.1, hand[1], 0.17, -60 if side > 0 else 120, 60 if side > 0 else 240, (110, 66, 30), 0.02, flat=1.3)
     for side in (-1, 1):
         pen.line([(x, y - r * 0.6), (x + side * r * 0.8, y + r * 1.9)], pen.shade((120, 86, 52)), 0.035)
     for k, colour in enumerate([WHITE, BLACK, (40, 130, 200), (210, 44, 44), (244, 210, 50)]):

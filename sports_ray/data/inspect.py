@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class Facts(NamedTuple):
     fault: str
     """Empty if training can read it, else empty-file, not-an-image, huge, truncated or unreadable."""
     error: str
-    """The decoder's words; empty if there is no fault."""
+    """What the decoder says of it; empty if there is no fault."""
 
 
 def sniff(data: bytes) -> str:
@@ -74,26 +75,31 @@ def inspect(path: Path | str, max_pixels: int) -> Facts:
         width, height = encoded.width, encoded.height
         code = phash(encoded.pixels().numpy())
     except DataError as error:
-        fault, (width, height) = _diagnose(data, max_pixels) if not width else (_broken(error), (width, height))
-        return Facts(sha256, width, height, FLAT, kind, fault, error.got or str(error))
+        words = str(error.got).rpartition(", ")[2]
+        if not width:
+            fault, words, width, height = _unopened(data, kind, words, max_pixels)
+        else:
+            fault = "truncated" if re.search("truncated|incomplete|unexpected end", words) else "unreadable"
+        return Facts(sha256, width, height, FLAT, kind, fault, words)
     return Facts(sha256, width, height, code, kind, "", "")
 
 
-def _diagnose(data: bytes, max_pixels: int) -> tuple[str, tuple[int, int]]:
-    """Which fault a file has that cannot even be opened, and its declared (width, height) where it says so."""
+def _unopened(data: bytes, kind: str, words: str, max_pixels: int) -> tuple[str, str, int, int]:
+    """Of a file whose header was refused: fault, what to say of it, and the declared width and height where there are any."""
     import io
 
     from PIL import Image
 
     if not data:
-        return "empty-file", (0, 0)
+        return "empty-file", words, 0, 0
+    if not kind:
+        return "not-an-image", "no known image format", 0, 0
+    if kind == "webp" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        return "truncated", f"{len(data):,} bytes where its header says more", 0, 0
     try:
-        size = Image.open(io.BytesIO(data)).size
-    except Exception:  # a parser fed with anything at all may raise anything
-        return ("unreadable" if sniff(data) else "not-an-image"), (0, 0)
-    return ("huge" if size[0] * size[1] > max_pixels else "unreadable"), size
-
-
-def _broken(error: Exception) -> str:
-    words = str(error).lower()
-    return "truncated" if any(word in words for word in ("truncated", "incomplete", "unexpected end")) else "unreadable"
+        width, height = Image.open(io.BytesIO(data)).size
+    except Exception:  # a parser fed with damaged bytes may raise anything
+        return "unreadable", f"damaged header of a {kind}", 0, 0
+    if width * height > max_pixels:
+        return "huge", words, width, height
+    return "unreadable", f"{kind} is not supported", width, height

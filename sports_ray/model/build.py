@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg, is_model, split_model_name_tag
+from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, split_model_name_tag
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -74,14 +74,14 @@ def _nearest(name: str) -> str:
 def create(model: ModelConfig, num_classes: int, image_size: int = 0) -> nn.Module:
     """A randomly initialised timm model with `num_classes` outputs; `image_size` in px, 0: the model's own.
 
-    Models whose input size is fixed at build (ViT, Swin) are built for `image_size`. Draws from torch's global generator.
+    Models whose input size is fixed at build (ViT, Swin) are built for `image_size`. Draws from torch's generator.
     Raises WeightsError for an unknown name and ConfigError for a size that the model cannot take.
     """
     name = resolve_name(model.name)
     if image_size and image_size != own_size(name):
         _check_size(name, image_size)
     sizes = _size_arguments(name, image_size)
-    rates = {"drop_rate": model.drop, "drop_path_rate": model.drop_path}
+    rates: dict[str, Any] = {"drop_rate": model.drop, "drop_path_rate": model.drop_path}
     try:
         # Zeros are passed on too: Swin's own default is a drop path of 0.1.
         return timm.create_model(name, num_classes=num_classes, **sizes, **rates)
@@ -90,16 +90,27 @@ def create(model: ModelConfig, num_classes: int, image_size: int = 0) -> nn.Modu
     try:
         return timm.create_model(name, num_classes=num_classes, **sizes, **asked)
     except TypeError as error:
-        raise ConfigError(f"model {name}", got=error, want="settings that this model knows", cure=f"set {', '.join(asked)} to 0") from error
+        raise ConfigError(
+            f"model {name}",
+            got=error,
+            want="settings that this model knows",
+            cure="set model.drop and model.drop_path to 0",
+        ) from error
+
+
+def pretrained_cfg(name: str) -> PretrainedCfg:
+    """timm's record of a model: input size, preprocessing and where its weights are."""
+    cfg = get_pretrained_cfg(resolve_name(name))
+    return cfg if cfg is not None else PretrainedCfg()
 
 
 def own_size(name: str) -> int:
     """Side of the image that a model was made for, px."""
-    return int(get_pretrained_cfg(name).input_size[-1])
+    return pretrained_cfg(name).input_size[-1]
 
 
 def _size_arguments(name: str, image_size: int) -> dict[str, Any]:
-    fixed = get_pretrained_cfg(name).fixed_input_size
+    fixed = pretrained_cfg(name).fixed_input_size
     return {"img_size": image_size} if fixed and image_size and image_size != own_size(name) else {}
 
 
@@ -111,10 +122,13 @@ def _check_size(name: str, size: int) -> None:
         low = size // stride * stride
         fitting = [near for near in (low, low + stride) if near and not _refusal(name, near)]
         if len(fitting) == 2 or (fitting and fitting == [low + stride] and low == 0):
-            cure = f"--set data.image_size={' or '.join(map(str, fitting))}"
-            raise ConfigError(f"image size of {name}", got=f"{size} ({error})", want=f"a multiple of {stride}", cure=cure)
-    own = own_size(name)
-    raise ConfigError(f"image size of {name}", got=f"{size} ({error})", want=f"{own}", cure=f"--set data.image_size={own}")
+            want, sizes = f"a multiple of {stride}", " or ".join(map(str, fitting))
+            break
+    else:
+        want = sizes = str(own_size(name))
+    raise ConfigError(
+        f"image size of {name}", got=f"{size} ({error})", want=want, cure=f"--set data.image_size={sizes}"
+    )
 
 
 def _refusal(name: str, size: int) -> str:
@@ -130,9 +144,9 @@ def _refusal(name: str, size: int) -> str:
 def image_spec(model: nn.Module | str, image_size: int = 0) -> ImageSpec:
     """Preprocessing of a model (or its name), as timm resolves it; `image_size` in px, 0: the model's own.
 
-    Without an `image_size`, evaluation uses the model's test size and test crop where it has them; with one, it uses that size.
+    Without an `image_size`, evaluation uses the model's test size and test crop where it has them; with one, that size.
     """
-    given = get_pretrained_cfg(resolve_name(model)).to_dict() if isinstance(model, str) else dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    given: dict[str, Any] = pretrained_cfg(model).to_dict() if isinstance(model, str) else model.pretrained_cfg  # type: ignore[assignment]
     test_size = not image_size and not given.get("fixed_input_size", False)
     asked = {"img_size": image_size or None}
     train = resolve_data_config(asked, pretrained_cfg=given)
@@ -164,13 +178,14 @@ def head_parameters(model: nn.Module) -> set[str]:
 def trainable(model: nn.Module, pattern: str) -> list[str]:
     """Lets only matching parameters learn (`requires_grad`) and returns their names in the model's order.
 
-    `pattern` is `head` (the classifier) or a shell pattern over names; `*` is all. Raises ConfigError if nothing matches.
+    `pattern` is `head` (the classifier) or a shell pattern over names; `*` is all. Raises ConfigError if none matches.
     """
     head = head_parameters(model) if pattern == "head" else set()
     names = [name for name, _ in model.named_parameters() if name in head or fnmatchcase(name, pattern)]
     if not names:
         examples = ", ".join(name for name, _ in list(model.named_parameters())[-3:])
-        raise ConfigError("loop.phases: train", got=repr(pattern), want="head or a pattern over names", cure=f"names are like {examples}")
+        want = f"head or a shell pattern over names such as {examples}"
+        raise ConfigError("loop.phases: train", got=repr(pattern), want=want)
     chosen = set(names)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
@@ -189,7 +204,7 @@ def set_train_mode(model: nn.Module, frozen: Collection[str] = ()) -> None:
 
 
 def _frozen_norms(model: nn.Module, frozen: set[str]) -> Iterator[nn.Module]:
-    """Normalisation layers whose parameters are all frozen; one without parameters follows its nearest ancestor with some."""
+    """Normalisation layers whose parameters are all frozen; one without any follows its nearest ancestor with some."""
     names = [name for name, _ in model.named_parameters()]
     for path, module in model.named_modules():
         if not isinstance(module, _NormBase):

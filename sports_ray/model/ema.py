@@ -13,9 +13,9 @@ from sports_ray.errors import RunError
 class Ema:
     """Averages a model's parameters and floating buffers; integer buffers are copied. Make it after weights are loaded.
 
-    shadow <- d * shadow + (1 - d) * weights, with d = min(decay, (1 + t) / (10 + t)) at update t = 0, 1, ... while warming
-    up (tf.train.ExponentialMovingAverage's `num_updates`), else d = decay. Only persistent buffers are held, so the names
-    are those of `state_dict()`.
+    shadow <- d * shadow + (1 - d) * weights; with warm-up d = min(decay, (1 + t) / (10 + t)) at update t = 0, 1, ...
+    (tf.train.ExponentialMovingAverage's `num_updates`), else d = decay. Only persistent buffers are held, so that the
+    names are those of `state_dict()`.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool = True) -> None:
@@ -55,7 +55,9 @@ class Ema:
             if name in tensors and (tensors[name].shape != shadow.shape or tensors[name].dtype != shadow.dtype)
         ]
         if wrong:
-            raise RunError("EMA of the checkpoint", got=f"other tensors: {', '.join(wrong[:5])}", want="those of the model")
+            raise RunError(
+                "EMA of the checkpoint", got=f"other {', '.join(wrong[:5])}", want="the model's names and shapes"
+            )
         for name, shadow in self._shadow.items():
             shadow.copy_(tensors[name])
 

@@ -27,9 +27,9 @@ ONECYCLE_START = 1 / 25
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Groups for a torch optimiser, each with `params`, `lr_scale` and `weight_decay`.
 
-    `lr_scale` = layer_decay ** (layer groups up to the head), with timm's groups (BEiT, Bao et al. 2022). No weight decay on
-    parameters of at most one dimension and on those that the model names in `no_weight_decay()`. Frozen parameters are
-    in it too: an optimiser passes over what has no gradient, and the state keeps its names when they thaw.
+    `lr_scale` = layer_decay ** (layer groups up to the head), with timm's groups (BEiT, Bao et al. 2022). No weight
+    decay on parameters of at most one dimension and on those that the model names in `no_weight_decay()`. Frozen
+    parameters are in it too: an optimiser passes over what has no gradient, and groups stay the same when they thaw.
     """
     depth = _layer_depths(model) if optim.layer_decay != 1.0 else {}
     last = max(depth.values(), default=0)
@@ -88,10 +88,10 @@ def default_lr(optim: OptimConfig, global_batch: int, from_scratch: bool) -> flo
 def learning_rate(
     step: int, lr: float, optim: OptimConfig, phases: Sequence[PhaseConfig], steps_per_epoch: int, epochs: int
 ) -> float:
-    """Rate of optimiser step `step` (from 0) at peak rate `lr`; a pure function, so that a checkpoint needs no scheduler.
+    """Rate of optimiser step `step` (from 0) at peak rate `lr`; pure, so that a checkpoint needs no scheduler.
 
-    Each phase has the constant rate lr * lr_scale. The steps after them warm up (linearly, for at most half of them) and then
-    follow `optim.schedule`; OneCycle brings its own warm-up. Steps past the end keep the last rate of the formula.
+    Each phase has the constant rate lr * lr_scale. The steps after them warm up (linearly, for at most half of them),
+    then follow `optim.schedule`; OneCycle brings its own warm-up. Steps past the end keep the last rate of the formula.
     """
     for phase in phases:
         if step < phase.epochs * steps_per_epoch:
@@ -118,7 +118,7 @@ def _decayed(step: int, steps: int, optim: OptimConfig, steps_per_epoch: int) ->
 
 
 def _onecycle(step: int, steps: int, floor: float) -> float:
-    """Fraction of the peak rate: 1/25 -> 1 -> floor in two half cosines, as torch's OneCycleLR; momentum stays constant."""
+    """Fraction of the peak rate: 1/25 -> 1 -> floor in two half cosines, as torch's OneCycleLR; constant momentum."""
     peak, last = ONECYCLE_RISE * steps - 1, steps - 1
     if step <= peak:
         return _cosine(ONECYCLE_START, 1.0, step / peak)
@@ -145,11 +145,11 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tenso
 def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Replaces the optimiser's state by what `optimizer_tensors` gave, bit for bit.
 
-    Raises RunError, before anything is changed, for a name that the optimiser does not know, a parameter with only some of its
-    slots, or another shape or dtype.
+    Raises RunError, before anything is changed, for a name that the optimiser does not know, a parameter with only some
+    of its slots, or another shape or dtype.
     """
     slots = _slots(optimizer)
-    state: dict[nn.Parameter, dict[str, Tensor]] = {}
+    state: dict[Tensor, dict[str, Tensor]] = {}
     used: set[str] = set()
     for name, parameter in _named(optimizer, model):
         here = {slot: tensors[f"{slot}.{name}"] for slot in slots if f"{slot}.{name}" in tensors}
@@ -181,12 +181,17 @@ def _placed(name: str, value: Tensor, parameter: nn.Parameter) -> Tensor:
     """A copy of `value` with the device and memory layout that the optimiser itself would have chosen."""
     if name.startswith("step."):
         if value.ndim or value.dtype != torch.float32:
-            raise _mismatch(f"{name} of shape {tuple(value.shape)}, {value.dtype}", "a float32 scalar")
+            raise _mismatch(f"{name} {_kind(value)}", "a float32 scalar")
         return value.to(parameter.device, copy=True)
     if value.shape != parameter.shape or value.dtype != parameter.dtype:
-        raise _mismatch(f"{name} of shape {tuple(value.shape)}, {value.dtype}", f"{tuple(parameter.shape)}, {parameter.dtype}")
+        raise _mismatch(f"{name} {_kind(value)}", _kind(parameter))
     return torch.empty_like(parameter, memory_format=torch.preserve_format, requires_grad=False).copy_(value)
 
 
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype}"
+
+
 def _mismatch(got: str, want: str) -> RunError:
-    return RunError("optimiser state of the checkpoint", got=got, want=want, cure="resume with the settings it was made with")
+    cure = "resume with the settings it was made with"
+    return RunError("optimiser state of the checkpoint", got=got, want=want, cure=cure)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from timm.models import PretrainedCfg, get_pretrained_cfg
+from timm.models import PretrainedCfg
 from timm.models._hub import check_cached_file, download_cached_file, hf_split
 from torch import Tensor
 
 from sports_ray.errors import WeightsError
+from sports_ray.model.build import pretrained_cfg
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 # In order of preference; timm and torch's tutorials write these. EMA first, as timm's own loader does.
@@ -40,7 +41,9 @@ def read_sidecar(weights: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WeightsError("sidecar of the weights", got=f"{path}: {error}", want="JSON", cure="mend or remove it") from error
+        raise WeightsError(
+            "sidecar of weights", got=f"{path}: {error}", want="JSON", cure="mend or remove it"
+        ) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -63,14 +66,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         content = _read(path)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(
             "weights file cannot be read safely",
             got=f"{path}: {reason}",
             want="tensors alone",
             cure="save model.state_dict() as .safetensors where you trust the file",
         ) from error
-    tensors = _without_prefixes({name: value for name, value in _unwrapped(content).items() if isinstance(value, Tensor)})
+    tensors = _without_prefixes({key: value for key, value in _unwrapped(content).items() if isinstance(value, Tensor)})
     if not tensors:
         raise WeightsError("weights file", got=f"{path} without tensors", want="a state dict")
     return tensors
@@ -109,22 +112,23 @@ def fetch_pretrained(name: str) -> tuple[str, Path]:
 
     Raises WeightsError when there are none, and within some seconds when they cannot be reached.
     """
-    cfg = get_pretrained_cfg(name)
-    if cfg is None or not cfg.has_weights or cfg.custom_load:
-        raise WeightsError(f"pretrained weights of {name}", got="none that can be checked", want="a model with weights", cure=WITHOUT_HUB)
-    origin = cfg.hf_hub_id or (cfg.url if isinstance(cfg.url, str) else cfg.url[0])
+    cfg = pretrained_cfg(name)
+    what = f"pretrained weights of {name}"
+    if not cfg.has_weights or cfg.custom_load:
+        raise WeightsError(what, got="none that can be checked", want="a model with weights", cure=WITHOUT_HUB)
+    origin = cfg.hf_hub_id or (cfg.url if isinstance(cfg.url, str) else "")
     try:
-        return str(origin), Path(_from_hub(cfg) if cfg.hf_hub_id else _from_url(str(origin)))
+        return origin, Path(_from_hub(origin, cfg) if cfg.hf_hub_id else _from_url(origin))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"pretrained weights of {name}", got=f"{origin}: {reason}", want="access to the hub", cure=WITHOUT_HUB) from error
+        raise WeightsError(what, got=f"{origin}: {reason}", want="access to the hub", cure=WITHOUT_HUB) from error
 
 
-def _from_hub(cfg: PretrainedCfg) -> str:
+def _from_hub(hub_id: str, cfg: PretrainedCfg) -> str:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    repo, revision = hf_split(cfg.hf_hub_id)
+    repo, revision = hf_split(hub_id)
     files = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     for file in files:
         cached = try_to_load_from_cache(repo, file, revision=revision)

@@ -28,6 +28,8 @@ MIN_COVERAGE = 0.99
 SEARCH_SECONDS = 4.0
 """Time spent on finding the model that refused weights would fit."""
 
+COMMON = ("resnet18", "resnet50", "efficientnet_b0", "convnext_tiny", "vit_base_patch16_224", "regnety_004")
+
 _patching = threading.Lock()
 
 
@@ -40,7 +42,7 @@ class WeightsReport:
     sha256: str = ""
     """Hex sha256 of the file; empty for `none`."""
     coverage: float = 0.0
-    """Share of the backbone's elements that were loaded, in [0, 1]; the smaller of parameters' and statistics' shares."""
+    """Share of the backbone's elements that were loaded, in [0, 1]: of parameters or statistics, the smaller one."""
     missing: tuple[str, ...] = ()
     """Backbone tensors that the file lacks or has in another shape."""
     unexpected: tuple[str, ...] = ()
@@ -60,26 +62,43 @@ def load_weights(model: nn.Module, weights: str, name: str, classes: Sequence[st
     if weights == "none":
         return WeightsReport(source="none", head="new: from scratch")
     name = resolve_name(name)
+    sidecar: dict[str, Any] = {}
     if weights == "auto":
         source, path = fetch_pretrained(name)
-        sidecar: dict[str, Any] = {}
     else:
         source, path = weights, Path(weights).expanduser()
         sidecar = read_sidecar(path)
-    tensors = read_tensors(path)
-    sha256 = file_sha256(path)
-    if sidecar.get("sha256", sha256) != sha256:
-        raise WeightsError(
-            "weights file differs from its sidecar", got=f"{path} with sha256 {sha256}", want=sidecar["sha256"], cure="copy it again"
+    tensors = _fitted(read_tensors(path), model, name)
+    sha256 = _verified(path, sidecar)
+    keep, reason = False, "new: the hub's classes are not these"
+    if weights != "auto":
+        keep, reason = _keep_head(model, tensors, sidecar, classes)
+    coverage, missing, unexpected = _load(model, tensors, keep)
+    if coverage < MIN_COVERAGE:
+        told = str(sidecar.get("model", ""))
+        likely = told if told not in ("", name) else _fitting_model(tensors, name)
+        raise _too_little(
+            f"{coverage:.1%} of the backbone from {source}", name, _examples(missing, model, tensors), likely
         )
-    tensors = _fitted(tensors, model, name)
-    keep, reason = (False, "new: the hub's classes are not these") if weights == "auto" else _keep_head(model, tensors, sidecar, classes)
-    report = _load(model, tensors, keep)
-    report = WeightsReport(source=source, sha256=sha256, head_kept=keep, head=reason, **report)
-    if report.coverage < MIN_COVERAGE:
-        raise _too_little(report, model, tensors, name, str(sidecar.get("model", "")))
-    logger.info("weights: source=%s coverage=%.4f missing=%d unexpected=%d head=%s", source, report.coverage, len(report.missing), len(report.unexpected), reason)
-    return report
+    logger.info("weights: source=%s coverage=%.4f missing=%s unexpected=%s", source, coverage, missing, unexpected)
+    return WeightsReport(
+        source=source,
+        sha256=sha256,
+        coverage=coverage,
+        missing=missing,
+        unexpected=unexpected,
+        head_kept=keep,
+        head=reason,
+    )
+
+
+def _verified(path: Path, sidecar: Mapping[str, Any]) -> str:
+    """The file's sha256, which must be the sidecar's where that names one."""
+    sha256 = file_sha256(path)
+    if (want := sidecar.get("sha256", sha256)) != sha256:
+        what = f"weights {path} differ from their sidecar"
+        raise WeightsError(what, got=f"sha256 {sha256}", want=str(want), cure="copy both files again")
+    return sha256
 
 
 def _fitted(tensors: dict[str, Tensor], model: nn.Module, name: str) -> dict[str, Tensor]:
@@ -122,11 +141,11 @@ def _keep_head(
     model: nn.Module, tensors: Mapping[str, Tensor], sidecar: Mapping[str, Any], classes: Sequence[str]
 ) -> tuple[bool, str]:
     own = model.state_dict()
-    names = sorted(head_parameters(model), reverse=True)
+    names = sorted(head_parameters(model))
     if not names or not all(name in tensors for name in names):
         return False, "new: the file has none"
     if any(tensors[name].shape != own[name].shape for name in names):
-        return False, f"new: the file's is of shape {tuple(tensors[names[0]].shape)}, the model's {tuple(own[names[0]].shape)}"
+        return False, f"new: the file's has {len(tensors[names[-1]])} classes, the model's {len(own[names[-1]])}"
     known = sidecar.get("classes")
     if known is None or not classes:
         return True, "kept: as many classes, their names are not known"
@@ -135,21 +154,23 @@ def _keep_head(
     return False, "new: other classes, or in another order"
 
 
-def _load(model: nn.Module, tensors: Mapping[str, Tensor], keep_head: bool) -> dict[str, Any]:
-    """Loads what fits and returns the report's fields about it."""
+def _load(
+    model: nn.Module, tensors: Mapping[str, Tensor], keep_head: bool
+) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
+    """Loads what fits, if that is enough; returns (coverage, missing, unexpected) as in the report."""
     own = model.state_dict()
     head = head_parameters(model)
-    fitting = {name: value for name, value in tensors.items() if name in own and value.shape == own[name].shape}
-    if not keep_head:
-        fitting = {name: value for name, value in fitting.items() if name not in head}
+    passed = set() if keep_head else head
+    fitting = {key: value for key, value in tensors.items() if key not in passed and _fits(value, own.get(key))}
     coverage = _coverage(model, fitting)
     if coverage >= MIN_COVERAGE:
         model.load_state_dict(fitting, strict=False)
-    return {
-        "coverage": coverage,
-        "missing": tuple(name for name in own if name not in fitting and name not in head),
-        "unexpected": tuple(name for name in tensors if name not in own),
-    }
+    missing = tuple(key for key in own if key not in fitting and key not in head)
+    return coverage, missing, tuple(key for key in tensors if key not in own)
+
+
+def _fits(value: Tensor, place: Tensor | None) -> bool:
+    return place is not None and value.shape == place.shape
 
 
 def _coverage(model: nn.Module, fitting: Mapping[str, Tensor]) -> float:
@@ -157,25 +178,27 @@ def _coverage(model: nn.Module, fitting: Mapping[str, Tensor]) -> float:
 
     Statistics are counted apart: without batch norm's a model is useless, and they are far below 1 % of the elements.
     """
-    head, parameters = head_parameters(model), {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    head = head_parameters(model)
+    parameters = {key for key, _ in model.named_parameters(remove_duplicate=False)}
+    sizes = {key: value.numel() for key, value in model.state_dict().items() if value.is_floating_point()}
     shares = [1.0]
-    backbone = {name: value for name, value in model.state_dict().items() if name not in head and value.is_floating_point()}
-    for names in (backbone.keys() & parameters, backbone.keys() - parameters):
-        if total := sum(backbone[name].numel() for name in names):
-            shares.append(sum(backbone[name].numel() for name in names if name in fitting) / total)
+    for keys in (sizes.keys() & parameters - head, sizes.keys() - parameters):
+        if total := sum(sizes[key] for key in keys):
+            shares.append(sum(sizes[key] for key in keys if key in fitting) / total)
     return min(shares)
 
 
-def _too_little(report: WeightsReport, model: nn.Module, tensors: Mapping[str, Tensor], name: str, told: str) -> WeightsError:
+def _examples(missing: Sequence[str], model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    """The first missing names, with both shapes where the file has that name."""
     own = model.state_dict()
-    examples = [
-        f"{key} ({'absent' if key not in tensors else f'{tuple(tensors[key].shape)} for {tuple(own[key].shape)}'})"
-        for key in report.missing[:3]
-    ]
-    likely = told if told and told != name else _fitting_model(tensors, name)
+    shapes = {key: f"{tuple(tensors[key].shape)} for {tuple(own[key].shape)}" for key in missing if key in tensors}
+    return ", ".join(f"{key} ({shapes.get(key, 'absent')})" for key in missing[:3])
+
+
+def _too_little(got: str, name: str, examples: str, likely: str) -> WeightsError:
     return WeightsError(
         f"weights do not fit {name}",
-        got=f"{report.coverage:.1%} of the backbone from {report.source}; missing {', '.join(examples)}",
+        got=f"{got}; missing {examples}",
         want=f"at least {MIN_COVERAGE:.0%}",
         cure=f"--model {likely}" if likely else "give --model the name of the model that was saved",
     )
@@ -190,7 +213,10 @@ def _fitting_model(tensors: Mapping[str, Tensor], name: str) -> str:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             other = timm.create_model(candidate)
         own = other.state_dict()
-        if _coverage(other, {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}) >= MIN_COVERAGE:
+        if (
+            _coverage(other, {key: value for key, value in tensors.items() if _fits(value, own.get(key))})
+            >= MIN_COVERAGE
+        ):
             return candidate
     return ""
 
@@ -198,6 +224,5 @@ def _fitting_model(tensors: Mapping[str, Tensor], name: str) -> str:
 def _candidates(name: str) -> Iterator[str]:
     """Architectures to try: those of like name, then small and common ones."""
     near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=12, cutoff=0.6)
-    common = ["resnet18", "resnet50", "efficientnet_b0", "convnext_tiny", "vit_base_patch16_224", "regnety_004", "mobilenetv3_large_100"]
     large = [alias.partition(".")[0] for alias in ALIASES.values()]
-    yield from dict.fromkeys([*near, *timm.list_models("test_*"), *common, *large])
+    yield from dict.fromkeys([*near, *timm.list_models("test_*"), *COMMON, *large])

@@ -3,7 +3,8 @@
 storage <- {local, arrow}   files: local through `os`, object stores through pyarrow
 codec                       bytes: canonical JSON, sealed records, safetensors
 lease <- fence <- commit    one driver; numbered attempts; checkpoints
-run_dir, writer             the layout of a run; commits in the background
+weights <- run_dir          published weights; the layout of a run
+writer                      commits in the background
 
 No pickle anywhere: opening somebody's run executes nothing. Importing this package imports neither torch nor pyarrow.
 """

@@ -128,19 +128,24 @@ def write_commit(
 
 
 def read_commit(storage: Storage, step: int, token: int | None = None) -> Commit:
-    """The commit of a step (by the newest attempt that has one), after every size and hash of it was checked.
+    """The commit of a step, after every size and hash of it was checked; without `token` the newest that verifies.
 
     RunError says what is damaged, StorageError what cannot be read; ConfigError: a newer version wrote it."""
     if token is None:
-        token = max((found.token for found in list_commits(storage) if found.step == step), default=0)
+        fences = read_fences(storage)
+        found = [other for other in list_commits(storage) if other.step == step and not is_orphan(*other, fences)]
+        for other in reversed(found[1:]):
+            with suppress(RunError):
+                return read_commit(storage, *other)
+        token = found[0].token if found else 0
     where, folder = f"checkpoint of step {step}", CommitId(step, token).folder
     content = storage.find(f"{folder}/{RECORD}")
     if content is None:
         raise RunError(where, got=f"no {RECORD}", want="a commit that was finished")
     record = unseal(content, f"{where}: {RECORD}")
     if record.get("format") != _FORMAT:
-        found = record.get("format")
-        raise ConfigError(where, got=f"format {found}", want=f"format {_FORMAT}", cure="upgrade sports-ray")
+        written = record.get("format")
+        raise ConfigError(where, got=f"format {written}", want=f"format {_FORMAT}", cure="upgrade sports-ray")
     if (record["step"], record["token"]) != (step, token):
         raise RunError(where, got=f"the record of step {record['step']}, attempt {record['token']}", want="its own")
     commit = Commit(step, token, record["state"], record["files"], storage)

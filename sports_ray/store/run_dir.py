@@ -1,18 +1,17 @@
 """The folder of one run: what lies where, and how it is written so that a crash at any moment leaves it readable.
 
-run.json, run.copy.json      the run's record, sealed, twice: a damaged one is mended from the other
+run.json, run.copy.json      the run's record, sealed, twice: damaged, it is mended from the copy
 manifest.arrow               the photographs
-settled.json                 what was chosen once: precision, threads
+settled.json, its copy       what was chosen once: precision, threads; likewise
 metrics.jsonl                one line an evaluation, without clocks; always written whole
 timings.jsonl                what holds clocks; appended
 checkpoints/ fences/ lease*  see commit.py, fence.py, lease.py
-weights/NAME.safetensors     with NAME.json beside it, which holds its sha256
+weights/NAME.safetensors     with NAME.json beside it; see weights.py
 stop.json                    a request to pause
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -21,8 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sports_ray.errors import RunError, StorageError, WeightsError
-from sports_ray.store.codec import Encoded, canonical, decode, seal, unseal
+from sports_ray.errors import RunError, StorageError
+from sports_ray.store import weights
+from sports_ray.store.codec import canonical, seal, unseal
 from sports_ray.store.commit import FOLDER as COMMITS
 from sports_ray.store.commit import delete_commit, delete_orphans, is_finished, list_commits
 from sports_ray.store.fence import is_orphan, read_fences
@@ -35,11 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.arrow"
-_RECORD, _COPY = "run.json", "run.copy.json"
-_SETTLED = "settled.json"
+_RECORD, _SETTLED = "run.json", "settled.json"
 _METRICS, _TIMINGS, _STOP = "metrics.jsonl", "timings.jsonl", "stop.json"
 _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
-_WEIGHTS_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def checked_run_name(name: str) -> str:
@@ -57,7 +55,9 @@ def checked_run_name(name: str) -> str:
 def list_runs(store: Storage) -> list[str]:
     """Names of the runs in a store, sorted; folders that are none are left out."""
     names = [entry.name for entry in store.list() if entry.is_dir and _RUN_NAME.fullmatch(entry.name)]
-    return [name for name in names if {_RECORD, _COPY, COMMITS} & {entry.name for entry in store.list(name)}]
+    return [
+        name for name in names if {_RECORD, _copy_of(_RECORD), COMMITS} & {entry.name for entry in store.list(name)}
+    ]
 
 
 def retained(steps: Iterable[int], keep: int, best: int | None, also: Collection[int] = ()) -> set[int]:
@@ -84,40 +84,24 @@ class RunDir:
 
     def write_record(self, record: Mapping[str, object]) -> None:
         """Replace the record, e.g. when the run is extended. The key "sha256" is the seal's own."""
-        content = seal(record)
-        self.storage.write(_COPY, content)
-        self.storage.write(_RECORD, content)
+        self._write_twice(_RECORD, record)
 
     def read_record(self) -> dict[str, Any] | None:
         """The run's record, mended from its copy if need be; None if there is no run. RunError if both are damaged."""
-        errors: list[RunError | StorageError] = []
-        missing = 0
-        for path in (_RECORD, _COPY):
-            try:
-                content = self.storage.find(path)
-                if content is None:
-                    missing += 1
-                    continue
-                record = unseal(content, f"{self.storage.uri}/{path}")
-            except (RunError, StorageError) as error:
-                errors.append(error)
-                continue
-            if path == _COPY:
-                log.warning("run.mended file=%s from=%s", _RECORD, _COPY)
-                with suppress(StorageError):
-                    self.storage.write(_RECORD, content)
-            return record
-        if errors:
-            raise errors[0]
-        if list_commits(self.storage):
+        record = self._read_twice(_RECORD)
+        if record is None and list_commits(self.storage):
             raise RunError(
                 f"run {self.storage.uri}",
                 got=f"checkpoints but no {_RECORD}",
                 cure="restore a copy of it; or start over: delete the folder, or choose another name with --run",
             )
-        return None
+        return record
 
     def write_manifest(self, content: bytes) -> None:
+        """Put the manifest in place, unless these very bytes are there: cheap enough to do at each start, as a mend."""
+        with suppress(StorageError):
+            if self.storage.find(MANIFEST) == content:
+                return
         self.storage.write(MANIFEST, content)
 
     def read_manifest(self) -> bytearray:
@@ -125,12 +109,11 @@ class RunDir:
 
     def write_settled(self, choices: Mapping[str, object]) -> None:
         """Keep what was measured or chosen once for the whole run, such as the precision."""
-        self.storage.write(_SETTLED, seal(choices))
+        self._write_twice(_SETTLED, choices)
 
     def read_settled(self) -> dict[str, Any] | None:
-        """What `write_settled` wrote last; None if nothing. RunError if it is damaged."""
-        content = self.storage.find(_SETTLED)
-        return None if content is None else unseal(content, f"{self.storage.uri}/{_SETTLED}")
+        """What `write_settled` wrote last, mended like the record; None if nothing. RunError if both are damaged."""
+        return self._read_twice(_SETTLED)
 
     def local_path(self, name: str) -> Path | None:
         """Path of a file or folder of the run on this machine; None where the store is not a local folder."""
@@ -189,7 +172,7 @@ class RunDir:
 
         For the start of an attempt, after `begin_attempt` and before any writing of its own."""
         gone = delete_orphans(self.storage, read_fences(self.storage))
-        for folder in ("", COMMITS, "weights", "fences"):
+        for folder in ("", COMMITS, weights.FOLDER, "fences"):
             for entry in self.storage.list(folder):
                 # The driver may be writing these two just now, in another process.
                 if is_temporary(entry.name) and not entry.name.startswith((f".{_STOP}.", ".lease.json.")):
@@ -200,58 +183,46 @@ class RunDir:
         return gone
 
     def publish_weights(self, name: str, tensors: Mapping[str, Tensor], sidecar: Mapping[str, object]) -> str:
-        """Write weights/NAME.safetensors and NAME.json; the sha256 of the weights.
-
-        The sidecar goes first and names the old pair as `previous`; so at each moment it holds the hash of the file
-        that is there, and `read_weights` knows which description fits."""
-        path, beside = _weights_paths(name)
-        encoded = Encoded(tensors)
-        described = {**sidecar, "weights_sha256": encoded.sha256(), "weights_size": encoded.size}
-        previous = self._read_sidecar(beside)
-        if previous is not None:
-            self.storage.write(beside, seal({**described, "previous": previous}))
-        self.storage.write(path, encoded)
-        self.storage.write(beside, seal(described))
-        return str(described["weights_sha256"])
+        """Write weights/NAME.safetensors and NAME.json; returns the sha256 of the weights. See weights.py."""
+        return weights.publish(self.storage, name, tensors, sidecar)
 
     def read_weights(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and the sidecar that describes them. WeightsError if they are missing, damaged or not a pair."""
-        path, beside = _weights_paths(name)
-        content, sidecar = self.storage.find(path), self._read_sidecar(beside)
-        if content is None or sidecar is None:
-            lacking = path if content is None else beside
-            raise WeightsError(f"{self.storage.uri}/{lacking}", got="a missing or damaged file")
-        digest = hashlib.sha256(content).hexdigest()
-        previous = sidecar.pop("previous", None)
-        for described in (sidecar, previous):
-            if described and described.get("weights_sha256") == digest:
-                return decode(content), described
-        raise WeightsError(
-            f"{self.storage.uri}/{path}",
-            got="other bytes than its .json describes",
-            want=f"sha256 {str(sidecar.get('weights_sha256'))[:12]}…",
-            cure="run the training command again: it writes the weights from the checkpoint",
-        )
+        return weights.read(self.storage, name)
 
     def describe_weights(self, name: str) -> dict[str, Any] | None:
-        """The sidecar of published weights, without reading the weights; None if there are none."""
-        return self._read_sidecar(_weights_paths(name)[1])
+        """The sidecar of published weights, without loading them; None if there are none, or not the whole pair."""
+        return weights.describe(self.storage, name)
 
-    def _read_sidecar(self, beside: str) -> dict[str, Any] | None:
-        content = self.storage.find(beside)
-        if content is None:
-            return None
-        try:
-            return unseal(content, beside)
-        except RunError as error:
-            log.warning("weights.sidecar_damaged reason=%s", error)
-            return None
+    def _write_twice(self, path: str, record: Mapping[str, object]) -> None:
+        content = seal(record)
+        self.storage.write(_copy_of(path), content)
+        self.storage.write(path, content)
+
+    def _read_twice(self, path: str) -> dict[str, Any] | None:
+        """The record of the first file that is whole; from the copy it mends the other. None if there is neither."""
+        damaged: RunError | StorageError | None = None
+        for source in (path, _copy_of(path)):
+            try:
+                content = self.storage.find(source)
+                if content is None:
+                    continue
+                record = unseal(content, f"{self.storage.uri}/{source}")
+            except (RunError, StorageError) as error:
+                damaged = damaged or error
+                continue
+            if source != path:
+                log.warning("run.mended file=%s from=%s", path, source)
+                with suppress(StorageError):
+                    self.storage.write(path, content)
+            return record
+        if damaged:
+            raise damaged
+        return None
 
 
-def _weights_paths(name: str) -> tuple[str, str]:
-    if not _WEIGHTS_NAME.fullmatch(name):
-        raise WeightsError("name of the weights", got=repr(name), want="letters, digits, _ and -")
-    return f"weights/{name}.safetensors", f"weights/{name}.json"
+def _copy_of(path: str) -> str:
+    return path.replace(".json", ".copy.json")
 
 
 def _lines(content: bytes | bytearray) -> list[dict[str, Any]]:

@@ -1,0 +1,134 @@
+"""`sports-ray data`: look into photographs, or draw a set to try things with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from sports_ray.data.scan import Finding, ScanReport
+
+_SHOWN = 3
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def data() -> None:
+    """Look into photographs, or draw a set to try things with.
+
+    \b
+    sports-ray data demo drawn --classes 6     draw a small set
+    sports-ray data scan drawn                 is it sound?
+    """
+
+
+@data.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--classes", default=6, show_default=True, help="Number of sports.")
+@click.option("--per-class", default=40, show_default=True, help="Training pictures a class; val and test get a quarter each.")
+@click.option("--size", default=128, show_default=True, metavar="PX", help="Side of a picture.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
+@click.option("--dirty", is_flag=True, help="Plant one of every defect that `scan` knows; planted.json lists them.")
+@click.option("--imbalance", is_flag=True, help="Long-tailed training classes, about 70 to 1.")
+def demo(folder: str, classes: int, per_class: int, size: int, seed: int, dirty: bool, imbalance: bool) -> None:
+    """Draw a set of mini-sports photographs into DIR, which must be new, empty or a demo set.
+
+    \b
+    sports-ray data demo drawn
+    sports-ray data demo dirty --dirty && sports-ray data scan dirty
+    sports-ray data demo tail --classes 12 --imbalance
+    """
+    from sports_ray.data.demo import draw_demo
+
+    options = {"classes": classes, "per_class": per_class, "size": size, "seed": seed}
+    with _bar("drawing") as progress:
+        report = draw_demo(folder, **options, dirty=dirty, imbalance=imbalance, progress=progress)
+    images = " · ".join(f"{count:,} {split}" for split, count in report.images.items())
+    click.echo(f"drawn       {images} · {classes} classes · {size} px")
+    click.echo(f"classes     {', '.join(report.classes[:12])}{' …' if classes > 12 else ''}")
+    if dirty:
+        click.echo(f"planted     {len(report.planted)} defects and unusual files, listed in {folder}/planted.json")
+    click.echo(f"next        sports-ray data scan {_quoted(folder)}")
+
+
+@data.command()
+@click.argument("source", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON object.")
+def scan(source: str, as_json: bool) -> None:
+    """Decode every photograph of DIR (or of a CSV list) and report what is wrong. Nothing is changed.
+
+    \b
+    sports-ray data scan photos
+    sports-ray data scan list.csv
+    sports-ray data scan photos --json | jq '.findings[].kind'
+    """
+    from sports_ray.config import DataConfig
+    from sports_ray.data.scan import scan as scan_photographs
+
+    with _bar("reading") as progress:
+        report = scan_photographs(source, DataConfig(root=source), progress=progress)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), ensure_ascii=False))
+        return
+    for line in _summary(report):
+        click.echo(line)
+
+
+def _summary(report: ScanReport) -> Iterator[str]:
+    from sports_ray.data.scan import GRAVE, KINDS
+
+    splits = " · ".join(f"{count:,} {split}" for split, count in report.splits.items())
+    yield f"photos      {splits or 'none'} · {len(report.classes)} classes"
+    if report.formats:
+        formats = ", ".join(f"{count:,} {name}" for name, count in sorted(report.formats.items(), key=lambda item: -item[1]))
+        (w0, w1, w2), (h0, h1, h2) = report.width, report.height
+        yield f"formats     {formats}"
+        yield f"size        {w1} x {h1} px in the median, from {w0} x {h0} to {w2} x {h2}"
+    for finding in report.findings:
+        sign = "✗" if finding.kind in GRAVE else "!"
+        yield f"{sign} {len(finding.items):>6,}  {finding.kind}: {KINDS[finding.kind]}"
+        for item in finding.items[:_SHOWN]:
+            yield f"            {_words(finding, item)}"
+        if len(finding.items) > _SHOWN:
+            yield f"            and {len(finding.items) - _SHOWN:,} more (all with --json)"
+    grave = sum(finding.kind in GRAVE for finding in report.findings)
+    if not report.findings:
+        yield "sound       nothing to complain of"
+    elif grave:
+        yield "verdict     training refuses these, or goes on without the files marked ✗ where they are few"
+    else:
+        yield "verdict     fit to train on; what is marked ! deserves a look"
+
+
+def _words(finding: Finding, item: tuple[str, ...]) -> str:
+    sign = {"imbalance": " to ", "leak": " = ", "two-classes": " = ", "duplicate": " = ", "near-leak": " ~ ", "near-duplicate": " ~ "}
+    if finding.kind == "similar-names":
+        return " ~ ".join(repr(name) for name in item)
+    return sign.get(finding.kind, ": ").join(item)
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on a terminal; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=" images", leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def _quoted(path: str) -> str:
+    import shlex
+
+    return shlex.quote(path)

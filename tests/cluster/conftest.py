@@ -1,0 +1,24 @@
+"""One Ray for all tests of this folder: starting it takes five seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sports_ray.data.demo import draw_demo
+from sports_ray.orchestrate.cluster import ray_cluster
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    with ray_cluster("auto", cpus=2):
+        yield
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos") / "set"
+    draw_demo(folder, classes=4, per_class=12, size=40, seed=1)
+    return folder

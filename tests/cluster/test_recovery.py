@@ -1,0 +1,116 @@
+"""Real Ray Train, real SIGKILLs: what dies is replaced, and the final bytes are those of the unbroken run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sports_ray.config import TrainConfig
+from sports_ray.errors import TrainingError
+from sports_ray.orchestrate.plan import make_plan
+from sports_ray.orchestrate.train import train_on_ray
+from tests.runs import results, small_config, train_in_child
+
+EPOCHS = 60  # 240 steps: long enough to be killed in the middle
+
+
+@pytest.fixture(scope="module")
+def unbroken(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    config = small_config(photos, tmp_path_factory.mktemp("unbroken"), loop__epochs=EPOCHS)
+    assert train_in_child(config) == 0
+    return results(config)
+
+
+class Killer:
+    """Kills the worker with SIGKILL, once, when it has reached a step."""
+
+    def __init__(self, at_step: int) -> None:
+        self.at_step, self.events, self.killed = at_step, [], 0
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        self.events.append(dict(event))
+        if event["kind"] == "step" and event["step"] >= self.at_step and not self.killed:
+            self.killed = event["pid"]
+            os.kill(event["pid"], signal.SIGKILL)
+
+    def starts(self) -> list[int]:
+        return [event["step"] for event in self.events if event["kind"] == "start"]
+
+
+def ray_config(photos: Path, store: Path, **settings: Any) -> TrainConfig:
+    return small_config(photos, store, cluster__workers="1", **settings)
+
+
+def test_killed_worker_is_replaced_and_no_bit_is_lost(
+    ray_session: None, photos: Path, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    config, killer = ray_config(photos, tmp_path, loop__epochs=EPOCHS), Killer(at_step=40)
+    outcome = train_on_ray(make_plan(config), killer)
+    assert outcome.status == "done" and killer.killed
+    assert len(killer.starts()) == 2 and killer.starts()[1] > 0, "it went on from a commit"
+    assert results(config) == unbroken
+
+
+def test_two_workers_killed_once_equal_two_workers_unbroken(ray_session: None, photos: Path, tmp_path: Path) -> None:
+    whole = small_config(photos, tmp_path, "whole", cluster__workers="2", loop__epochs=40)
+    train_on_ray(make_plan(whole), lambda event: None)
+    broken = small_config(photos, tmp_path, "broken", cluster__workers="2", loop__epochs=40)
+    killer = Killer(at_step=30)
+    train_on_ray(make_plan(broken), killer)
+    assert killer.killed
+    assert results(broken) == results(whole)
+
+
+def test_killed_driver_goes_on_with_the_same_command(photos: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
+    config = ray_config(photos, tmp_path, loop__epochs=EPOCHS)
+    program = (
+        "import sys, json; from tests.runs import config_from_dict;"
+        "from sports_ray.orchestrate.plan import make_plan; from sports_ray.orchestrate.train import train_on_ray;"
+        "train_on_ray(make_plan(config_from_dict(json.loads(sys.argv[1]))), lambda e: print(e['kind'], flush=True))"
+    )
+    import json
+
+    from sports_ray.recipe import config_to_dict
+
+    command = [sys.executable, "-c", program, json.dumps(config_to_dict(config))]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "RAY_ADDRESS": ""})
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        if line.strip() == "evaluated":
+            driver.kill()
+            break
+    assert driver.wait(30) == -signal.SIGKILL
+    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL, env={**os.environ, "RAY_ADDRESS": ""})
+    assert results(config) == unbroken
+
+
+def test_error_that_no_retry_mends_ends_the_run_at_once(ray_session: None, photos: Path, tmp_path: Path) -> None:
+    config = ray_config(photos, tmp_path, model__weights=str(tmp_path / "odd.safetensors"))
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    save_file({"nothing.weight": zeros(3)}, tmp_path / "odd.safetensors")
+    start = time.monotonic()
+    with pytest.raises(Exception, match="weights do not fit test_resnet") as caught:
+        train_on_ray(make_plan(config), lambda event: None)
+    assert caught.value.exit_code == 2  # type: ignore[attr-defined]
+    assert time.monotonic() - start < 60
+
+
+def test_workers_that_keep_dying_end_the_run_with_the_reason(ray_session: None, photos: Path, tmp_path: Path) -> None:
+    config = ray_config(photos, tmp_path, cluster__max_failures=1, loop__epochs=EPOCHS, store__every_steps=100_000)
+
+    def kill_always(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "start":
+            os.kill(event["pid"], signal.SIGKILL)
+
+    with pytest.raises(TrainingError, match="no progress"):
+        train_on_ray(make_plan(config), kill_always)

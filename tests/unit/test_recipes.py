@@ -1,0 +1,122 @@
+"""Every recipe is complete, known to the config, and trains; `models` and `recipes` tell the truth."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner
+
+from sports_ray.cli.models import models, recipes
+from sports_ray.model.build import create, image_spec, trainable
+from sports_ray.model.loss import mixed_cross_entropy
+from sports_ray.model.optim import create_optimizer, default_lr, learning_rate
+from sports_ray.recipe import build_config, load_recipe, recipe_names, recipe_text
+
+LIGHT = {
+    "resnet50": 64,
+    "efficientnet-b0": 64,
+    "vit-b16": 32,
+    "convnext-tiny": 32,
+    "swin-tiny": 64,
+    "regnety-400mf": 64,
+}
+"""Fine-tuning recipes and an image side at which a step is quick, px."""
+SPORTS102 = {"sports102-convnext", "sports102-swinv2"}
+
+
+def test_the_promised_recipes_are_there() -> None:
+    assert {"quick", *LIGHT, *SPORTS102} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_says_what_it_is_for_and_builds_its_model(name: str) -> None:
+    header = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
+    assert len(header[0]) > 20
+    assert any(f"sports-ray train --recipe {name} --data DIR" in line for line in header)
+    assert any(line.startswith("# Expected: ") for line in header)
+    config = build_config(name)
+    with torch.device("meta"):
+        model = create(config.model, 102, config.data.image_size)
+    spec = image_spec(model, config.data.image_size)
+    side = spec.eval_size
+    with torch.device("meta"):
+        assert model.eval()(torch.empty(1, 3, side, side)).shape == (1, 102)
+    for phase in config.loop.phases:
+        assert trainable(model, phase.train)
+    assert config.augment.mix_off_epochs < config.loop.epochs
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names()])
+def test_recipes_rates_rise_and_fall_and_never_exceed_the_peak(name: str) -> None:
+    config = build_config(name)
+    optim, loop = config.optim, config.loop
+    lr = default_lr(optim, loop.global_batch, config.model.weights == "none")
+    assert lr == optim.lr
+    rates = [learning_rate(step, lr, optim, loop.phases, 10, loop.epochs) for step in range(10 * loop.epochs)]
+    after = rates[10 * sum(phase.epochs for phase in loop.phases) :]
+    assert max(after) == pytest.approx(lr)
+    assert after[0] == pytest.approx(lr / 100)
+    assert after[-1] < lr / 10
+
+
+@pytest.mark.parametrize("name", sorted(SPORTS102))
+def test_sports102_recipes_keep_the_measured_starting_values(name: str) -> None:
+    config = build_config(name)
+    large = name == "sports102-convnext"
+    assert config.model.name == ("convnext_large" if large else "swinv2_large")
+    assert (config.optim.lr, config.optim.layer_decay, config.model.drop_path) == (
+        (5e-5, 0.92, 0.3) if large else (2e-5, 0.89, 0.2)
+    )
+    assert (config.augment.mixup, config.augment.cutmix, config.augment.policy) == (0.2, 0.5, "rand-m7-n2")
+    assert config.loop.precision == ("auto" if large else "bf16")
+
+
+@pytest.mark.parametrize("name", sorted(LIGHT))
+def test_one_step_of_the_recipe_moves_every_parameter_and_stays_finite(name: str) -> None:
+    torch.manual_seed(0)
+    config = build_config(name)
+    model = create(config.model, 7, LIGHT[name])
+    optimizer = create_optimizer(model, config.optim, config.optim.lr)
+    before = [parameter.detach().sum(dtype=torch.float64) for parameter in model.parameters()]
+    model.train()
+    logits = model(torch.randn(2, 3, LIGHT[name], LIGHT[name]))
+    mixed_cross_entropy(logits, torch.tensor([1, 4]), None, None, config.augment.smoothing).mean().backward()
+    optimizer.step()
+    moved = [
+        not torch.equal(p.detach().sum(dtype=torch.float64), b) for p, b in zip(model.parameters(), before, strict=True)
+    ]
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert sum(moved) >= 0.95 * len(moved)
+
+
+def test_models_lists_exact_parameters_and_preprocessing() -> None:
+    result = CliRunner().invoke(models, ["test_resnet", "--json"], catch_exceptions=False)
+    (row,) = json.loads(result.stdout)
+    wanted = timm.create_model("test_resnet")
+    assert row["parameters"] == sum(parameter.numel() for parameter in wanted.parameters())
+    assert (row["name"], row["train_size"], row["interpolation"]) == ("test_resnet.r160_in1k", 160, "bilinear")
+    assert row["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_models_understands_aliases_patterns_and_names_without_weights() -> None:
+    table = CliRunner().invoke(models, ["swinv2_large_256"], catch_exceptions=False).stdout
+    assert "196.74 M" in table
+    assert "256" in table
+    names = [row["name"] for row in json.loads(CliRunner().invoke(models, ["test_v?t*", "--json"]).stdout)]
+    assert {"test_vit.r160_in1k", "test_vit4"} <= set(names)
+
+
+def test_models_answers_an_unknown_name_with_the_nearest() -> None:
+    error = CliRunner().invoke(models, ["swinv2_large_window12_384"]).exception
+    assert "did you mean swinv2_large_window12to24_192to384.ms_in22k_ft_in1k" in str(error)
+
+
+def test_recipes_prints_a_file_that_loads_again_as_it_is() -> None:
+    assert CliRunner().invoke(recipes, ["quick"]).stdout == recipe_text("quick")
+    assert json.loads(CliRunner().invoke(recipes, ["quick", "--json"]).stdout) == load_recipe("quick")
+    listed = json.loads(CliRunner().invoke(recipes, ["--json"]).stdout)
+    assert [row["name"] for row in listed] == recipe_names()
+    assert all(name in CliRunner().invoke(recipes).stdout for name in recipe_names())
