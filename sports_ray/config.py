@@ -5,6 +5,7 @@ Values of "auto" (or 0, where said) are settled once, when the run is created, a
 
 from __future__ import annotations
 
+import math
 import typing
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -13,10 +14,12 @@ from typing import Any, Literal, get_args, get_origin
 from sports_ray.errors import ConfigError
 
 
-@cache
-def field_types(cls: type) -> dict[str, Any]:
+_type_hints = cache(typing.get_type_hints)
+
+
+def field_types(cls: Any) -> dict[str, Any]:
     """Resolved annotations of a config class, by field name."""
-    return typing.get_type_hints(cls)
+    return _type_hints(cls)
 
 
 class Checked:
@@ -32,7 +35,8 @@ class Checked:
             object.__setattr__(self, item.name, value)
             limits = LIMITS.get(key)
             if limits is not None and not limits[0] <= value <= limits[1]:
-                raise ConfigError(key, got=value, want=f"a value from {limits[0]:g} to {limits[1]:g}")
+                wanted = f"from {limits[0]:g} to {limits[1]:g}" if limits[1] < INFINITE else f"of at least {limits[0]:g}"
+                raise ConfigError(key, got=value, want=f"a value {wanted}")
 
 
 def _checked(key: str, value: Any, kind: Any) -> Any:
@@ -45,6 +49,8 @@ def _checked(key: str, value: Any, kind: Any) -> Any:
         return _checked_tuple(key, value, get_args(kind))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(key, got=value, want="a finite number")  # JSON, which keeps the run's record, knows no other
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         name = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, kind.__name__)
         raise ConfigError(key, got=repr(value), want=name)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -43,7 +44,10 @@ def recipe_text(name: str) -> str:
     if name.endswith(".toml"):
         if not path.is_file():
             raise ConfigError("recipe", got=name, want="a readable TOML file")
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError("recipe", got=f"{name}: {error}", want="a readable TOML file, in UTF-8") from error
     if name not in recipe_names():
         near = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -74,7 +78,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     except tomllib.TOMLDecodeError:
         value = raw
     if get_origin(kind) is tuple and isinstance(value, str) and "," in value:
-        value = tomllib.loads(f"value = [{raw}]")["value"]
+        with suppress(tomllib.TOMLDecodeError):
+            value = tomllib.loads(f"value = [{raw}]")["value"]
     return key, value
 
 
@@ -102,14 +107,21 @@ def build_config(
 def config_from_dict(settings: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """Nested settings -> TrainConfig; the inverse of `config_to_dict`."""
     sections: dict[str, Any] = {}
+    kinds = field_types(TrainConfig)
     for section, values in settings.items():
-        for name in values:
+        for name in values if section in kinds else [*values, ""]:
             _field_kind(section, name)
         arguments = dict(values)
         if "phases" in arguments:
-            arguments["phases"] = tuple(_phase(item) for item in arguments["phases"])
-        sections[section] = field_types(TrainConfig)[section](**arguments)
+            arguments["phases"] = _phases(arguments["phases"])
+        sections[section] = kinds[section](**arguments)
     return _consistent(TrainConfig(**sections))
+
+
+def _phases(items: Any) -> tuple[PhaseConfig, ...]:
+    if not isinstance(items, (list, tuple)):
+        raise ConfigError("loop.phases", got=repr(items), want="a list of tables with epochs, train, lr_scale")
+    return tuple(_phase(item) for item in items)
 
 
 def _phase(item: Any) -> PhaseConfig:
@@ -131,6 +143,8 @@ def _consistent(config: TrainConfig) -> TrainConfig:
     }.items():
         if not 0 < low <= high or (key.endswith("scale") and high > 1):
             raise ConfigError(key, got=[low, high], want="0 < low <= high" + (" <= 1" if key.endswith("scale") else ""))
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise ConfigError("optim.betas", got=list(config.optim.betas), want="two values from 0 to below 1")
     if sum(phase.epochs for phase in loop.phases) >= loop.epochs and loop.phases:
         raise ConfigError(
             "loop.phases",
@@ -149,7 +163,7 @@ def _field_kind(section: str, name: str) -> Any:
     near = difflib.get_close_matches(f"{section}.{name}", known, n=1, cutoff=0.5)
     raise ConfigError(
         "setting",
-        got=f"{section}.{name}",
+        got=f"{section}.{name}".rstrip("."),
         want=f"a known key of {', '.join(sections)}",
         cure=f"did you mean {near[0]}?" if near else "see `sports-ray train --dry-run` for all keys",
     )
@@ -180,7 +194,7 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML forbids it raw, JSON does not
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     if isinstance(value, dict):

@@ -12,7 +12,7 @@ import sys
 import click
 
 from sports_ray import __version__
-from sports_ray.errors import SportsRayError
+from sports_ray.errors import SportsRayError, UserError
 
 COMMANDS = {
     "train": ("sports_ray.cli.train:train", "Train a model on a folder of photographs, or go on with it."),
@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
 
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             if near:
-                error.message += f" Did you mean {near[0]}?"
+                raise click.UsageError(f"{error.message} Did you mean {near[0]}?", error.ctx) from None
             raise
 
 
@@ -73,19 +73,29 @@ def cli() -> None:
 def main() -> None:
     """Entry point: every error on purpose is one line on stderr, or one JSON object with --json."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="sports-ray", standalone_mode=False)
     except SportsRayError as error:
         report_error(error)
         code = error.exit_code
     except click.exceptions.Exit as error:
         code = error.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        code = 2
+    except click.ClickException as error:
+        report_error(usage_error(error))
         code = 2
     except (KeyboardInterrupt, click.Abort):
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def usage_error(error: click.ClickException) -> UserError:
+    """A mistake in the command line itself, in the form of all other errors."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "sports-ray"
+    return UserError(" ".join(error.format_message().split()).rstrip("."), cure=f"see `{command} --help`")
 
 
 def report_error(error: SportsRayError) -> None:

@@ -29,7 +29,9 @@ def data() -> None:
 @data.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--classes", default=6, show_default=True, help="Number of sports.")
-@click.option("--per-class", default=40, show_default=True, help="Training pictures a class; val and test get a quarter each.")
+@click.option(
+    "--per-class", default=40, show_default=True, help="Training pictures a class; val and test get a quarter each."
+)
 @click.option("--size", default=128, show_default=True, metavar="PX", help="Side of a picture.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
 @click.option("--dirty", is_flag=True, help="Plant one of every defect that `scan` knows; planted.json lists them.")
@@ -84,7 +86,9 @@ def _summary(report: ScanReport) -> Iterator[str]:
     splits = " · ".join(f"{count:,} {split}" for split, count in report.splits.items())
     yield f"photos      {splits or 'none'} · {len(report.classes)} classes"
     if report.formats:
-        formats = ", ".join(f"{count:,} {name}" for name, count in sorted(report.formats.items(), key=lambda item: -item[1]))
+        formats = ", ".join(
+            f"{count:,} {name}" for name, count in sorted(report.formats.items(), key=lambda item: -item[1])
+        )
         (w0, w1, w2), (h0, h1, h2) = report.width, report.height
         yield f"formats     {formats}"
         yield f"size        {w1} x {h1} px in the median, from {w0} x {h0} to {w2} x {h2}"
@@ -105,7 +109,14 @@ def _summary(report: ScanReport) -> Iterator[str]:
 
 
 def _words(finding: Finding, item: tuple[str, ...]) -> str:
-    sign = {"imbalance": " to ", "leak": " = ", "two-classes": " = ", "duplicate": " = ", "near-leak": " ~ ", "near-duplicate": " ~ "}
+    sign = {
+        "imbalance": " to ",
+        "leak": " = ",
+        "two-classes": " = ",
+        "duplicate": " = ",
+        "near-leak": " ~ ",
+        "near-duplicate": " ~ ",
+    }
     if finding.kind == "similar-names":
         return " ~ ".join(repr(name) for name in item)
     return sign.get(finding.kind, ": ").join(item)

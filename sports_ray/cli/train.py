@@ -14,6 +14,7 @@ from sports_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from sports_ray.config import TrainConfig
+    from sports_ray.data.manifest import Manifest
     from sports_ray.engine.run import Outcome
     from sports_ray.orchestrate.plan import Plan
 
@@ -143,7 +144,11 @@ def execute(plan: Plan, show: Show, started: float) -> Outcome:
     """Runs the plan in this process or on Ray."""
     from sports_ray.engine.record import log_to_file
 
-    log_to_file(plan.run_dir, "driver.log")
+    try:
+        log_to_file(plan.run_dir, "driver.log")
+    except OSError as error:
+        got, want = f"{plan.store}: {error.strerror}", "a folder that can be written"
+        raise ConfigError("store", got=got, want=want, cure="another --store DIR") from error
     if plan.workers == (0, 0):
         from sports_ray.orchestrate.local import train_here
 
@@ -226,9 +231,18 @@ def show_dry_run(plan: Plan, show: Show) -> None:
 
     show.fact("config", to_toml(plan.config), config=config_to_dict(plan.config))
     show_plan(plan, show)
-    table = plan.manifest.class_counts()
+    table = class_counts(plan.manifest)
     lines = [f"{name}: {train} train, {val} validation, {test} test" for name, train, val, test in table]
     show.fact("classes", "\n".join(lines), classes=[list(row) for row in table])
+
+
+def class_counts(manifest: Manifest) -> list[tuple[str, int, int, int]]:
+    """(class, train, val, test images), a row a class."""
+    columns = []
+    for split in ("train", "val", "test"):
+        labels = manifest.rows(split).column("label").to_pylist()
+        columns.append([labels.count(label) for label in range(len(manifest.classes))])
+    return list(zip(manifest.classes, *columns, strict=True))
 
 
 def show_pause(plan: Plan, outcome: Outcome, show: Show) -> None:

@@ -10,6 +10,6 @@ What is used       manifest   the table of a run's photographs; rules: what it r
 The stream         order      which image stands where, as pure functions of (seed, epoch, position)
                    augment    crops, flips and colours, by policy; mix: mixup and cutmix
                    loader     batches in the order of requests; pool: its processes; cache: decoded images in memory
-A set to try       demo       drawn mini-sports: demo_scenes (pen and surfaces), demo_sports (the drawings), demo_defects
-                              (what --dirty plants)
+A set to try       demo       drawn mini-sports: demo_scenes (pen and surfaces), demo_sports (the drawings),
+                              demo_defects (what --dirty plants)
 """

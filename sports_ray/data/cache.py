@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 GIB = 1 << 30
+_CONTROL_GROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 
 
 class PixelCache:
@@ -41,7 +45,7 @@ class PixelCache:
         return self._pixels[start : start + self._sizes[index]].reshape(height, width, channels)
 
     def put(self, index: int, image: NDArray[np.uint8]) -> None:
-        """Keep an image [H, W, C] if it has a slot of its size. Two processes may do so at once: they write the same."""
+        """Keep an image [H, W, C] if it has a slot of its size. Two processes may do so at once: both write the same."""
         if index >= self.count or image.size != self._sizes[index]:
             return
         start = self._starts[index]
@@ -67,7 +71,7 @@ def available_memory() -> int:
     """Bytes that this process may still take: what the machine has free, or less where a control group says so."""
     free = [_field("/proc/meminfo", "MemAvailable:") * 1024]
     group = Path("/sys/fs/cgroup")
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in _CONTROL_GROUP_FILES:
         try:
             free.append(int((group / limit).read_text()) - int((group / used).read_text()))
         except (OSError, ValueError):  # no such group, or "max"

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, NamedTuple
 
 from sports_ray.data.listing import VAL_NAMES, Entry, Listing, table_of
@@ -58,13 +59,15 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as a CSV list", got=error, want="text in UTF-8", cure="save it as UTF-8") from None
+        raise DataError(
+            f"{path}: not readable as a CSV list", got=error, want="text in UTF-8", cure="save it as UTF-8"
+        ) from None
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t|", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         header = [name.strip().lower() for name in next(reader, [])]
-        rows = []
+        rows: list[_Row] = []
         for fields in reader:
             if fields:
                 rows.append(_Row(len(rows) + 1, reader.line_num, [value.strip() for value in fields]))
@@ -81,7 +84,9 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
             found[column] = places[0]
     missing = [column for column in ("path", "label") if column not in found]
     if missing:
-        raise DataError(f"{path}: no column {' and no '.join(missing)}", got=", ".join(header) or "an empty file", want=_WANT)
+        raise DataError(
+            f"{path}: no column {' and no '.join(missing)}", got=", ".join(header) or "an empty file", want=_WANT
+        )
     return found
 
 
@@ -113,6 +118,8 @@ def _entry(root: Path, row: _Row, columns: dict[str, int], width: int, words: di
         stat = os.stat(absolute)
     except (OSError, ValueError):
         return f"no such file {value['path']!r}"
+    if not S_ISREG(stat.st_mode):
+        return f"no file but a folder or device: {value['path']!r}"
     inside = absolute.startswith(f"{root}{os.sep}")
     name = os.path.relpath(absolute, root) if inside else absolute
     return Entry(name.replace(os.sep, "/"), split, value["label"], stat.st_size, stat.st_mtime_ns, stat.st_ino)

@@ -1,7 +1,7 @@
 """A drawn photograph set of mini-sports, to try everything without a download.
 
-Learnable in seconds, and not by colour alone: several sports share a court, a pool or a field, and viewpoint, light, shirts,
-clutter, noise and JPEG quality vary from picture to picture."""
+Learnable in seconds, and not by colour alone: several sports share a court, a pool or a field, and viewpoint, light,
+shirts, clutter, noise and JPEG quality vary from picture to picture."""
 
 from __future__ import annotations
 
@@ -18,12 +18,43 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from sports_ray.data.demo_scenes import MARGIN, Pen, surface
-from sports_ray.data.demo_sports import PLACES, SPORTS
+from sports_ray.data import demo_sports as sports
+from sports_ray.data.demo_scenes import MARGIN, Pen, Scene, surface
 from sports_ray.data.near import SAME_CLASS_BITS, phash
 from sports_ray.errors import DataError
 
-MARK = "demo.json"
+SPORTS: dict[str, tuple[Scene, tuple[str, ...]]] = {
+    "basketball": (sports.basketball, ("wood", "hard")),
+    "swimming": (sports.swimming, ("water",)),
+    "tennis": (sports.tennis, ("hard", "grass")),
+    "ice hockey": (sports.ice_hockey, ("ice",)),
+    "football": (sports.football, ("grass",)),
+    "archery": (sports.archery, ("grass", "wood", "hall")),
+    "volleyball": (sports.volleyball, ("wood", "sand")),
+    "water polo": (sports.water_polo, ("water",)),
+    "table tennis": (sports.table_tennis, ("carpet", "wood", "hall")),
+    "surfing": (sports.surfing, ("water",)),
+    "golf": (sports.golf, ("grass",)),
+    "skiing": (sports.skiing, ("ice",)),
+    "bowling": (sports.bowling, ("wood",)),
+    "boxing": (sports.boxing, ("hard", "ice")),
+    "cricket": (sports.cricket, ("grass",)),
+    "billiards": (sports.billiards, ("hall", "carpet")),
+}
+"""Scene and usual surfaces of each sport."""
+
+PLACES = {
+    "beach": "sand",
+    "night": "night",
+    "street": "street",
+    "snow": "ice",
+    "indoor": "wood",
+    "pool": "water",
+    "carpet": "carpet",
+}
+"""Where a sport may be played besides: with these there are enough classes for any demonstration."""
+
+MARK = "sports-ray-demo.json"
 """Lies in the folder's top and says that the folder is a demo set, which may be drawn over."""
 
 _ATTEMPTS = 20
@@ -52,8 +83,8 @@ def draw_demo(
 ) -> DemoReport:
     """Draw train/ with per_class pictures a class, val/ and test/ with a quarter of that, each of size x size px.
 
-    The same arguments give the same bytes. imbalance: the largest class of train gets about 70 times the smallest. dirty:
-    one of every defect that scan knows is planted, and listed in planted.json.
+    The same arguments give the same bytes. imbalance: the largest class of train gets about 70 times the smallest.
+    dirty: one of every defect that scan knows is planted, and listed in planted.json.
 
     Raises DataError for a folder that holds anything but a demo set, and for sizes that make no sense."""
     folder = Path(folder)
@@ -105,7 +136,7 @@ def encoded(name: str, size: int, rng: Random) -> bytes:
 
 
 def _draw_class(folder: Path, name: str, counts: dict[str, int], size: int, seed: int) -> Iterator[Path]:
-    """Draw all pictures of a class. One that comes out nearly as an earlier one is drawn again: a clean set has no leaks."""
+    """Draw a class. What comes out nearly as an earlier picture is drawn again: a clean set has no leaks."""
     seen: list[int] = []
     for split, count in counts.items():
         (folder / split / name).mkdir(parents=True)
@@ -146,11 +177,12 @@ def _light(image: Image.Image, rng: Random) -> Image.Image:
 
 
 def _sizes(classes: int, per_class: int, imbalance: bool) -> list[int]:
-    """Training images of each class: equal, or falling geometrically by 70 over the classes with the same sum."""
+    """Training images of each class: equal, or falling geometrically to a seventieth, of which at least 3 are left."""
     if not imbalance:
         return [per_class] * classes
-    tail = [70 ** (-k / (classes - 1)) for k in range(classes)]
-    return [max(3, round(share * classes * per_class / sum(tail))) for share in tail]
+    rise = [70 ** (1 - k / (classes - 1)) for k in range(classes)]
+    smallest = max(3.0, classes * per_class / sum(rise))
+    return [round(smallest * factor) for factor in rise]
 
 
 def _check(folder: Path, classes: int, per_class: int, size: int) -> None:
@@ -158,13 +190,20 @@ def _check(folder: Path, classes: int, per_class: int, size: int) -> None:
     if not 2 <= classes <= most:
         raise DataError("classes of a demo set", got=classes, want=f"2 to {most}")
     if per_class < 4:
-        raise DataError("pictures per class of a demo set", got=per_class, want="4 or more: a quarter goes to val and to test")
+        raise DataError(
+            "pictures per class of a demo set", got=per_class, want="4 or more: a quarter goes to val and to test"
+        )
     if not 32 <= size <= 2048:
         raise DataError("size of a demo picture", got=f"{size} px", want="32 to 2048")
     if folder.exists() and not folder.is_dir():
         raise DataError("not a folder", got=folder, cure="name another")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
-        raise DataError("the folder holds something else than a demo set", got=folder, want="an empty or new folder", cure="name another")
+        raise DataError(
+            "the folder holds something else than a demo set",
+            got=folder,
+            want="an empty or new folder",
+            cure="name another",
+        )
 
 
 def _clear(folder: Path) -> None:

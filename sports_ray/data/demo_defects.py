@@ -1,4 +1,4 @@
-"""What `--dirty` plants into a demo set: one of each defect that scan must find, and of each unusual file it must accept."""
+"""What `--dirty` plants: one of each defect that scan must find, and of each unusual file it must accept."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Planted = tuple[dict[str, str], ...]
 
 
 def plant(folder: Path, names: tuple[str, ...], size: int, rng: Random) -> Planted:
-    """Plant into a drawn set: one record each, with its `kind` (a scan.KINDS name, or "fine": must be read without complaint),
-    `path` relative to the folder, and for copies `of`."""
+    """Plant into a drawn set: one record each, with its `kind` (a scan.KINDS name, or "fine": must be read without
+    complaint), `path` relative to the folder, and for copies `of`."""
     planted = _broken(folder, names, size, rng) + _copies(folder, names, size)
     planted += _classes(folder, names, size, rng) + _unusual(folder, names, size, rng)
     return tuple(planted)
@@ -99,7 +99,10 @@ def _unusual(folder: Path, names: tuple[str, ...], size: int, rng: Random) -> li
         "gif.gif": lambda image: _bytes(image, "GIF"),
         "UPPER.JPEG": lambda image: _bytes(image, "JPEG"),
     }
-    return [_write(folder, "fine", f"train/{names[1]}/{name}", way(picture(names[1], size, rng))) for name, way in ways.items()]
+    return [
+        _write(folder, "fine", f"train/{names[1]}/{name}", way(picture(names[1], size, rng)))
+        for name, way in ways.items()
+    ]
 
 
 def _bytes(image: Image.Image, format: str, **options: object) -> bytes:

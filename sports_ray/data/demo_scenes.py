@@ -1,5 +1,5 @@
-"""The drawings of the demo set: a surface, and the things that make a sport. Several sports share a surface, so that colour
-alone does not tell them apart."""
+"""The drawings of the demo set: a surface, and the things that make a sport. Several sports share a surface, so that
+colour alone does not tell them apart."""
 
 from __future__ import annotations
 
@@ -33,10 +33,28 @@ class Pen:
     def _px(self, width: float) -> int:
         return max(1, round(width * self._scale))
 
-    def box(self, x0: float, y0: float, x1: float, y1: float, fill: Colour | None, edge: Colour | None = None, width: float = 0.01) -> None:
+    def box(
+        self,
+        x0: float,
+        y0: float,
+        x1: float,
+        y1: float,
+        fill: Colour | None,
+        edge: Colour | None = None,
+        width: float = 0.01,
+    ) -> None:
         self._draw.rectangle([*self._at([(x0, y0), (x1, y1)])], fill, edge, self._px(width))
 
-    def disc(self, x: float, y: float, r: float, fill: Colour | None, edge: Colour | None = None, width: float = 0.008, flat: float = 1) -> None:
+    def disc(
+        self,
+        x: float,
+        y: float,
+        r: float,
+        fill: Colour | None,
+        edge: Colour | None = None,
+        width: float = 0.008,
+        flat: float = 1,
+    ) -> None:
         """A circle, or an ellipse of height `flat` x its width."""
         self._draw.ellipse([*self._at([(x - r, y - r * flat), (x + r, y + r * flat)])], fill, edge, self._px(width))
 
@@ -46,7 +64,17 @@ class Pen:
     def poly(self, points: Sequence[Point], fill: Colour) -> None:
         self._draw.polygon(self._at(points), fill)
 
-    def arc(self, x: float, y: float, r: float, start: float, end: float, colour: Colour, width: float = 0.01, flat: float = 1) -> None:
+    def arc(
+        self,
+        x: float,
+        y: float,
+        r: float,
+        start: float,
+        end: float,
+        colour: Colour,
+        width: float = 0.01,
+        flat: float = 1,
+    ) -> None:
         """Part of an ellipse, in degrees clockwise from the right."""
         self._draw.arc([*self._at([(x - r, y - r * flat), (x + r, y + r * flat)])], start, end, colour, self._px(width))
 
@@ -60,7 +88,20 @@ class Pen:
 
     def vivid(self) -> Colour:
         """A colour of shirts and signs."""
-        return self.shade(self.rng.choice([(200, 40, 40), (40, 70, 180), (235, 200, 50), (240, 240, 240), (30, 30, 34), (40, 140, 70), (230, 120, 30), (120, 50, 140)]))
+        return self.shade(
+            self.rng.choice(
+                [
+                    (200, 40, 40),
+                    (40, 70, 180),
+                    (235, 200, 50),
+                    (240, 240, 240),
+                    (30, 30, 34),
+                    (40, 140, 70),
+                    (230, 120, 30),
+                    (120, 50, 140),
+                ]
+            )
+        )
 
 
 SURFACES: dict[str, Sequence[Colour]] = {
@@ -99,7 +140,9 @@ def surface(pen: Pen, kind: str) -> None:
 def crowd(pen: Pen, horizon: float) -> None:
     """Stands, boards or sky above the horizon."""
     kind = pen.rng.choice(["crowd", "boards", "plain"])
-    pen.box(-1, -1, 2, horizon, pen.shade(pen.rng.choice([(70, 74, 84), (150, 190, 225), (40, 44, 56), (176, 170, 160)])))
+    pen.box(
+        -1, -1, 2, horizon, pen.shade(pen.rng.choice([(70, 74, 84), (150, 190, 225), (40, 44, 56), (176, 170, 160)]))
+    )
     if kind == "crowd":
         for _ in range(110):
             pen.disc(pen.any(-0.3, 1.3), pen.any(-0.3, horizon - 0.02), pen.any(0.012, 0.022), pen.vivid())
@@ -117,8 +160,15 @@ def player(pen: Pen, x: float, y: float, tall: float, shirt: Colour | None = Non
     hip, neck = y - 0.48 * tall, y - 0.8 * tall
     lean, spread = pen.any(-0.08, 0.08) * tall, pen.any(0.08, 0.2) * tall
     for side in (-1, 1):
-        pen.line([(x, hip), (x + side * spread * 0.8, y - 0.24 * tall), (x + side * spread, y)], pen.shade((40, 40, 48)), 0.09 * tall)
-    hands = [reach or (x + pen.any(0.15, 0.35) * tall, y - pen.any(0.4, 1.0) * tall), (x - pen.any(0.15, 0.3) * tall, y - pen.any(0.4, 0.9) * tall)]
+        pen.line(
+            [(x, hip), (x + side * spread * 0.8, y - 0.24 * tall), (x + side * spread, y)],
+            pen.shade((40, 40, 48)),
+            0.09 * tall,
+        )
+    hands = [
+        reach or (x + pen.any(0.15, 0.35) * tall, y - pen.any(0.4, 1.0) * tall),
+        (x - pen.any(0.15, 0.3) * tall, y - pen.any(0.4, 0.9) * tall),
+    ]
     for hand in hands:
         pen.line([(x + lean, neck), hand], skin, 0.07 * tall)
     pen.line([(x, hip), (x + lean, neck)], shirt, 0.2 * tall)
@@ -132,7 +182,15 @@ def ball(pen: Pen, x: float, y: float, r: float, colours: Sequence[Colour], seam
     for k, colour in enumerate(colours[1:]):
         pen.arc(x, y, r * 0.72, turn + 130 * k, turn + 130 * k + 95, colour, r * 0.5)
     for k in range(3):
-        pen.arc(x + r * 0.5 * math.cos(turn + 2.1 * k), y + r * 0.5 * math.sin(turn + 2.1 * k), r * 0.62, turn + 70 * k, turn + 70 * k + 170, seams, r * 0.09)
+        pen.arc(
+            x + r * 0.5 * math.cos(turn + 2.1 * k),
+            y + r * 0.5 * math.sin(turn + 2.1 * k),
+            r * 0.62,
+            turn + 70 * k,
+            turn + 70 * k + 170,
+            seams,
+            r * 0.09,
+        )
     pen.disc(x, y, r, None, seams, r * 0.09)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sports_ray.data.demo_scenes import BLACK, WHITE, Pen, Scene, ball, crowd, net, player
+from sports_ray.data.demo_scenes import BLACK, WHITE, Pen, ball, crowd, net, player
 
 
 def basketball(pen: Pen) -> None:
@@ -124,7 +124,16 @@ def archery(pen: Pen) -> None:
     px, foot, tall = x - side * pen.any(0.35, 0.55), pen.any(0.8, 1.0), pen.any(0.45, 0.65)
     hand = (px + side * 0.2 * tall, foot - 0.75 * tall)
     player(pen, px, foot, tall, reach=hand)
-    pen.arc(hand[0] - side * 0.1, hand[1], 0.17, -60 if side > 0 else 120, 60 if side > 0 else 240, (110, 66, 30), 0.02, flat=1.3)
+    pen.arc(
+        hand[0] - side * 0.1,
+        hand[1],
+        0.17,
+        -60 if side > 0 else 120,
+        60 if side > 0 else 240,
+        (110, 66, 30),
+        0.02,
+        flat=1.3,
+    )
     for side in (-1, 1):
         pen.line([(x, y - r * 0.6), (x + side * r * 0.8, y + r * 1.9)], pen.shade((120, 86, 52)), 0.035)
     for k, colour in enumerate([WHITE, BLACK, (40, 130, 200), (210, 44, 44), (244, 210, 50)]):
@@ -143,12 +152,27 @@ def surfing(pen: Pen) -> None:
     pen.poly([*wave, (1.4, 1.4), (-0.4, 1.4)], pen.shade((30, 110, 150)))
     for x, y in wave:
         for _ in range(4):
-            pen.disc(x + pen.any(-0.03, 0.03), y + pen.any(-0.03, 0.06), pen.any(0.012, 0.035), pen.shade((238, 244, 246), 10))
+            pen.disc(
+                x + pen.any(-0.03, 0.03),
+                y + pen.any(-0.03, 0.06),
+                pen.any(0.012, 0.035),
+                pen.shade((238, 244, 246), 10),
+            )
     x, y, turn, length = pen.any(0.3, 0.7), pen.any(0.65, 0.85), pen.any(-0.3, 0.3), pen.any(0.26, 0.34)
     player(pen, x, y, pen.any(0.4, 0.5))
     dx, dy = length * math.cos(turn), length * math.sin(turn)
     board, nx, ny = pen.vivid(), -0.05 * math.sin(turn), 0.05 * math.cos(turn)
-    pen.poly([(x - dx, y - dy), (x - dx / 2 + nx, y - dy / 2 + ny), (x + dx / 2 + nx, y + dy / 2 + ny), (x + dx, y + dy), (x + dx / 2 - nx, y + dy / 2 - ny), (x - dx / 2 - nx, y - dy / 2 - ny)], board)
+    pen.poly(
+        [
+            (x - dx, y - dy),
+            (x - dx / 2 + nx, y - dy / 2 + ny),
+            (x + dx / 2 + nx, y + dy / 2 + ny),
+            (x + dx, y + dy),
+            (x + dx / 2 - nx, y + dy / 2 - ny),
+            (x - dx / 2 - nx, y - dy / 2 - ny),
+        ],
+        board,
+    )
     pen.line([(x - dx, y - dy), (x + dx, y + dy)], WHITE, 0.01)
 
 
@@ -171,14 +195,19 @@ def table_tennis(pen: Pen) -> None:
 def bowling(pen: Pen) -> None:
     pen.box(-1, -1, 2, pen.any(0.05, 0.15), pen.shade((50, 44, 60)))
     for side in (-1, 1):
-        pen.poly([(0.5 + side * 0.3, 0.0), (0.5 + side * 0.4, 0.0), (0.5 + side * 0.95, 1.3), (0.5 + side * 0.65, 1.3)], (56, 50, 52))
+        pen.poly(
+            [(0.5 + side * 0.3, 0.0), (0.5 + side * 0.4, 0.0), (0.5 + side * 0.95, 1.3), (0.5 + side * 0.65, 1.3)],
+            (56, 50, 52),
+        )
     x, y, high = pen.any(0.42, 0.58), pen.any(0.12, 0.25), pen.any(0.2, 0.27)
     for row in range(3, -1, -1):
         for k in range(row + 1):
             px, py = x + (k - row / 2) * 0.11, y + (3 - row) * 0.05
             pen.disc(px, py + high * 0.7, high * 0.19, WHITE, (180, 176, 170), 0.004, flat=1.6)
             pen.disc(px, py + high * 0.2, high * 0.12, WHITE, (180, 176, 170), 0.004)
-            pen.line([(px - high * 0.11, py + high * 0.36), (px + high * 0.11, py + high * 0.36)], (206, 40, 40), high * 0.07)
+            pen.line(
+                [(px - high * 0.11, py + high * 0.36), (px + high * 0.11, py + high * 0.36)], (206, 40, 40), high * 0.07
+            )
     bx, by, r = pen.any(0.25, 0.75), pen.any(0.68, 0.85), pen.any(0.1, 0.15)
     pen.disc(bx, by, r, pen.vivid(), BLACK)
     for dx, dy in ((0, -0.45), (0.3, -0.35), (0.12, -0.1)):
@@ -194,7 +223,9 @@ def golf(pen: Pen) -> None:
     pen.disc(x, y, 0.03, BLACK, flat=0.5)
     pen.line([(x, y), (x, top)], WHITE, 0.016)
     side = pen.rng.choice([-1, 1])
-    pen.poly([(x, top), (x + side * 0.2, top + 0.065), (x, top + 0.13)], pen.rng.choice([(214, 40, 40), (240, 204, 50)]))
+    pen.poly(
+        [(x, top), (x + side * 0.2, top + 0.065), (x, top + 0.13)], pen.rng.choice([(214, 40, 40), (240, 204, 50)])
+    )
     px = x - side * pen.any(0.25, 0.35)
     player(pen, px, 0.92, 0.45, reach=(px + side * 0.08, 0.72))
     pen.line([(px + side * 0.08, 0.72), (px + side * 0.2, 0.93)], (190, 190, 196), 0.014)
@@ -203,7 +234,9 @@ def golf(pen: Pen) -> None:
 
 def skiing(pen: Pen) -> None:
     slope, lie = pen.any(0.1, 0.35), pen.any(0.2, 0.35)
-    pen.poly([(-0.4, -0.4), (1.4, -0.4), (1.4, lie + slope * 1.4), (-0.4, lie - slope * 0.4)], pen.shade((126, 176, 222)))
+    pen.poly(
+        [(-0.4, -0.4), (1.4, -0.4), (1.4, lie + slope * 1.4), (-0.4, lie - slope * 0.4)], pen.shade((126, 176, 222))
+    )
     for _ in range(pen.rng.randint(3, 7)):
         x, tall = pen.any(-0.1, 1.1), pen.any(0.12, 0.22)
         base = lie + slope * x + 0.03
@@ -215,7 +248,9 @@ def skiing(pen: Pen) -> None:
     x, y = pen.any(0.3, 0.7), pen.any(0.7, 0.85)
     player(pen, x, y, pen.any(0.38, 0.48))
     for side in (-1, 1):
-        pen.line([(x - 0.2, y - 0.2 * slope + side * 0.025), (x + 0.24, y + 0.24 * slope + side * 0.025)], pen.vivid(), 0.022)
+        pen.line(
+            [(x - 0.2, y - 0.2 * slope + side * 0.025), (x + 0.24, y + 0.24 * slope + side * 0.025)], pen.vivid(), 0.022
+        )
         pen.line([(x + side * 0.12, y - 0.2), (x + side * 0.2, y + 0.04)], BLACK, 0.012)
 
 
@@ -261,27 +296,3 @@ def cricket(pen: Pen) -> None:
     player(pen, px, foot, pen.any(0.5, 0.6), shirt=WHITE, reach=(px - side * 0.08, foot - 0.3))
     pen.line([(px - side * 0.08, foot - 0.3), (px - side * 0.15, foot - 0.02)], pen.shade((222, 188, 130)), 0.055)
     pen.disc(pen.any(0.15, 0.85), pen.any(0.75, 0.95), pen.any(0.03, 0.045), (176, 30, 36), WHITE, 0.005)
-
-
-SPORTS: dict[str, tuple[Scene, tuple[str, ...]]] = {
-    "basketball": (basketball, ("wood", "hard")),
-    "swimming": (swimming, ("water",)),
-    "tennis": (tennis, ("hard", "grass")),
-    "ice hockey": (ice_hockey, ("ice",)),
-    "football": (football, ("grass",)),
-    "archery": (archery, ("grass", "wood", "hall")),
-    "volleyball": (volleyball, ("wood", "sand")),
-    "water polo": (water_polo, ("water",)),
-    "table tennis": (table_tennis, ("carpet", "wood", "hall")),
-    "surfing": (surfing, ("water",)),
-    "golf": (golf, ("grass",)),
-    "skiing": (skiing, ("ice",)),
-    "bowling": (bowling, ("wood",)),
-    "boxing": (boxing, ("hard", "ice")),
-    "cricket": (cricket, ("grass",)),
-    "billiards": (billiards, ("hall", "carpet")),
-}
-"""Scene and usual surfaces of each sport."""
-
-PLACES = {"beach": "sand", "night": "night", "street": "street", "snow": "ice", "indoor": "wood", "pool": "water", "carpet": "carpet"}
-"""Where a sport may be played besides: with these there are enough classes for any demonstration."""

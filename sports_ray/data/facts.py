@@ -1,4 +1,4 @@
-"""Facts of every listed file: each is decoded once, on all cores, and remembered until its size, time or inode changes."""
+"""Facts of every listed file: decoded once, on all cores, and remembered until its size, time or inode changes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ Progress = Callable[[int, int], None]
 _CHUNK = 32
 
 
-def all_facts(listing: Listing, max_pixels: int, progress: Progress | None = None, cache_dir: Path | None = None) -> pa.Table:
-    """Columns of Facts, row by row as `listing.table`. `progress(done, total)` is told of the files that had to be read.
+def all_facts(
+    listing: Listing, max_pixels: int, progress: Progress | None = None, cache_dir: Path | None = None
+) -> pa.Table:
+    """Columns of Facts, row by row as `listing.table`. `progress(done, total)` is told of the files that had to be
+    read.
 
-    What was found is remembered under `cache_dir`, also when the work is interrupted; a damaged or unwritable memory costs
-    time and nothing else."""
+    What was found is remembered under `cache_dir`, also when the work is interrupted; a damaged or unwritable memory
+    costs time and nothing else."""
     import numpy as np
     import pyarrow as pa
 
@@ -56,10 +59,12 @@ def all_facts(listing: Listing, max_pixels: int, progress: Progress | None = Non
 _KEYS = ["id", "size", "mtime_ns", "inode"]
 
 
-def _inspect_all(listing: Listing, rows: np.ndarray, max_pixels: int, found: dict[int, Facts], progress: Progress | None) -> None:
-    """Inspect `rows` into `found`. Threads, not processes: reading, hashing and decoding leave the interpreter free, and a
-    process would first pay seconds for its imports."""
-    import torch  # noqa: F401  (imported here once: many threads importing at the same time wait for each other)
+def _inspect_all(
+    listing: Listing, rows: np.ndarray, max_pixels: int, found: dict[int, Facts], progress: Progress | None
+) -> None:
+    """Inspect `rows` into `found`. Threads, not processes: reading, hashing and decoding leave the interpreter free,
+    and a process would first pay seconds for its imports."""
+    import sports_ray.data.decode  # noqa: F401  (once, here: threads that import at the same time wait for each other)
 
     ids = listing.table.column("id").take(rows).to_pylist()
 
@@ -82,7 +87,9 @@ def _facts_table(facts: list[Facts]) -> pa.Table:
 
     types = [pa.string(), pa.int32(), pa.int32(), pa.uint64(), pa.string(), pa.string(), pa.string()]
     columns = zip(*facts, strict=True) if facts else [[] for _ in types]
-    return pa.table([pa.array(column, kind) for column, kind in zip(columns, types, strict=True)], names=list(Facts._fields))
+    return pa.table(
+        [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)], names=list(Facts._fields)
+    )
 
 
 def _place(listing: Listing, max_pixels: int, cache_dir: Path | None) -> Path:

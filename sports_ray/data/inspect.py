@@ -59,7 +59,7 @@ _MAGIC = {
 
 
 def inspect(path: Path | str, max_pixels: int) -> Facts:
-    """Read and decode a whole file, exactly as training will; what is wrong with it is a fault in the answer, not an exception."""
+    """Read and decode a whole file, exactly as training will; what is wrong is a fault in the answer, no exception."""
     from sports_ray.data.decode import open_image
     from sports_ray.data.near import FLAT, phash
     from sports_ray.errors import DataError
@@ -85,7 +85,7 @@ def inspect(path: Path | str, max_pixels: int) -> Facts:
 
 
 def _unopened(data: bytes, kind: str, words: str, max_pixels: int) -> tuple[str, str, int, int]:
-    """Of a file whose header was refused: fault, what to say of it, and the declared width and height where there are any."""
+    """Of a file whose header was refused: fault, what to say of it, and the declared width and height, if any."""
     import io
 
     from PIL import Image

@@ -49,6 +49,8 @@ class Listing:
     """(split, class) of class folders without a file."""
     unreadable_names: tuple[str, ...] = ()
     """Files whose names are no valid text, as repr."""
+    passed_over: tuple[str, ...] = ()
+    """Folders of the root that are no split, where others are."""
     bad_rows: tuple[str, ...] = ()
     """What is wrong with which row of a CSV list."""
 
@@ -67,7 +69,9 @@ def list_files(source: str | Path, config: DataConfig) -> Listing:
 
 
 def split_folders(names: set[str], config: DataConfig) -> dict[str, str]:
-    """Which folder is which split: {"train": ..., "val": ..., "test": ...}, as far as they are there; empty: a plain folder of classes."""
+    """Folder of each split (train, val, test) that is there; empty: a plain folder of classes.
+
+    Raises DataError for a folder that `config` names and that is not there."""
     found = {}
     if config.test and config.test in names:
         found["test"] = config.test
@@ -75,8 +79,6 @@ def split_folders(names: set[str], config: DataConfig) -> dict[str, str]:
         raise _no_folder("data.test", config.test, names)
     if config.val == "auto":
         there = [name for name in VAL_NAMES if name in names and name not in found.values()]
-        if len(there) > 1:
-            raise DataError("more than one validation folder", got=" and ".join(there), cure=f"choose with --set data.val={there[0]}")
         if there:
             found["val"] = there[0]
     elif config.val != "carve":
@@ -85,10 +87,12 @@ def split_folders(names: set[str], config: DataConfig) -> dict[str, str]:
         found["val"] = config.val
     if config.train in names:
         found["train"] = config.train
-    elif found or config.train != "train":
+    elif config.train != "train":
         raise _no_folder("data.train", config.train, names)
     if len(set(found.values())) < len(found):
-        raise DataError("one folder for two splits", got=found, cure="name different folders in data.train, data.val and data.test")
+        raise DataError(
+            "one folder for two splits", got=found, cure="name different folders in data.train, data.val and data.test"
+        )
     return found
 
 
@@ -104,7 +108,9 @@ def table_of(entries: list[Entry]) -> pa.Table:
 
 
 def _list_tree(root: Path, config: DataConfig) -> Listing:
-    folders = split_folders(set(_subfolders(root)), config)
+    inside = set(_subfolders(root))
+    folders = split_folders(inside, config)
+    passed_over = tuple(sorted(inside - set(folders.values()))) if folders else ()
     places = [(split, name) for split, name in folders.items()] or [("train", "")]
     jobs: list[tuple[str, str, str]] = []  # split, class, folder relative to the root
     for split, folder in places:
@@ -117,7 +123,7 @@ def _list_tree(root: Path, config: DataConfig) -> Listing:
     entries = [entry for found, _ in answers for entry in found]
     empty = [(split, name) for (split, name, _), (found, _) in zip(jobs, answers, strict=True) if name and not found]
     odd = [name for _, names in answers for name in names]
-    return Listing(root, root, table_of(entries), dict(places), tuple(sorted(empty)), tuple(sorted(odd)))
+    return Listing(root, root, table_of(entries), dict(places), tuple(sorted(empty)), tuple(sorted(odd)), passed_over)
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -164,7 +170,9 @@ def _hidden(name: str) -> bool:
 
 def _no_folder(key: str, name: str, names: set[str]) -> DataError:
     there = ", ".join(f"{name}/" for name in sorted(names)[:8]) or "no folder"
-    return DataError(f"{key}: no such folder", got=f"{name}/ (there is {there})", cure=f"name another with --set {key}=FOLDER")
+    return DataError(
+        f"{key}: no such folder", got=f"{name}/ (there is {there})", cure=f"name another with --set {key}=FOLDER"
+    )
 
 
 def _nearest(path: Path) -> str:

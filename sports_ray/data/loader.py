@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from sports_ray.data.manifest import Manifest
 
 _AHEAD = 2
+_SHRINKS = (1, 2, 4, 8)
 _EPOCHS_REMEMBERED = 2
 
 
@@ -126,9 +126,13 @@ class Reader:
             for split, table in tables.items()
         }
         self._labels = {split: table.column("label").to_numpy().astype(np.int64) for split, table in tables.items()}
-        train = tables["train"]
-        self._cache = self._new_cache(train.column("width").to_numpy(), train.column("height").to_numpy(), data.cache_gb)
-        self._order = lru_cache(maxsize=_EPOCHS_REMEMBERED)(lambda epoch: order(seed, epoch, len(train)))
+        self._sizes = {
+            split: np.stack([table.column(side).to_numpy().astype(np.int64) for side in ("width", "height")], axis=1)
+            for split, table in tables.items()
+        }
+        self._cache = self._new_cache(budget_bytes(data.cache_gb))
+        rows = len(tables["train"])
+        self._order = lru_cache(maxsize=_EPOCHS_REMEMBERED)(lambda epoch: order(seed, epoch, rows))
 
     def shape(self, request: Request) -> tuple[int, int, int, int]:
         side = self._spec.train_size if request.split == "train" else self._spec.eval_size
@@ -164,37 +168,41 @@ class Reader:
         return image
 
     def _augmented(self, row: int, u: list[float]) -> NDArray[np.uint8]:
-        index = len(self._paths["val"]) + row
+        size = self._spec.train_size
+        width, height = self._sizes["train"][row].tolist()
+        params = augmentation.params_from(self._augment, u, width, height, size)
+        shrink = augmentation.shrink(params.box, size)
+        index = len(self._paths["val"]) + row * len(_SHRINKS) + _SHRINKS.index(shrink)
         kept = self._cache.get(index)
         if kept is None:
-            kept = self._decoded("train", row).permute(1, 2, 0).contiguous().numpy()
+            kept = self._decoded("train", row, shrink).permute(1, 2, 0).contiguous().numpy()
             self._cache.put(index, kept)
-        height, width, _ = kept.shape
-        params = augmentation.params_from(self._augment, u, width, height, self._spec.train_size)
-        return augmentation.apply(torch.from_numpy(kept).permute(2, 0, 1), params, self._spec).numpy()
+        return augmentation.apply(torch.from_numpy(kept).permute(2, 0, 1), params, self._spec, shrink).numpy()
 
-    def _decoded(self, split: str, row: int) -> Tensor:
+    def _decoded(self, split: str, row: int, shrink: int = 1) -> Tensor:
         path = self._paths[split][row]
         try:
-            image = open_image(Path(path).read_bytes(), max_pixels=self._max_pixels)
-            if split == "val":
-                return image.pixels()
-            return image.pixels(augmentation.shrink(self._augment, image.width, image.height, self._spec.train_size))
+            with open(path, "rb", buffering=0) as file:
+                image = open_image(file.read(), max_pixels=self._max_pixels)
+            found, listed = [image.width, image.height], self._sizes[split][row].tolist()
+            if found != listed:
+                raise DataError("the photograph has changed", f"{found} px", f"{listed} px", "scan the folder again")
+            return image.pixels(shrink)
         except OSError as error:
             raise DataError(path, got=error.strerror, want="a readable file", cure="put it back, then resume") from None
         except DataError as error:
             raise DataError(f"{path}: {error.what}", error.got, error.want, error.cure) from None
 
-    def _new_cache(self, width: NDArray[np.int32], height: NDArray[np.int32], cache_gb: float) -> PixelCache:
-        """Slots for validation images, ready for the model, then for training images as decoded."""
-        size = self._spec.train_size
-        factor = np.array(
-            [augmentation.shrink(self._augment, w, h, size) for w, h in zip(width.tolist(), height.tolist(), strict=True)],
-            dtype=np.int64,
-        ).reshape(-1)
-        train = 3 * -(-width // factor) * -(-height // factor)
+    def _new_cache(self, budget: int) -> PixelCache:
+        """Slots for validation images, ready for the model; then for each training image as decoded, at each scale that
+        its crops may ask for."""
+        width, height = self._sizes["train"].T
+        shrinks = np.array(_SHRINKS)[None]
+        train = 3 * -(-width[:, None] // shrinks) * -(-height[:, None] // shrinks)
+        possible = np.minimum(width, height)[:, None] >= shrinks * self._spec.train_size
+        train[:, 1:] *= possible[:, 1:] & (self._augment.crop == "random")
         val = np.full(len(self._paths["val"]), 3 * self._spec.eval_size**2, np.int64)
-        return PixelCache(np.concatenate([val, train.astype(np.int64)]), budget_bytes(cache_gb))
+        return PixelCache(np.concatenate([val, train.reshape(-1)]), budget)
 
 
 def stream(

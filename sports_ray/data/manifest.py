@@ -38,7 +38,7 @@ class Manifest:
         return self.table.filter(pc.equal(self.table.column("split"), split)).combine_chunks()
 
     def fingerprint(self) -> str:
-        """Hex sha256 over classes and (id, label, split, sha256): equal for the same content, wherever the folder lies."""
+        """Hex sha256 over classes and (id, label, split, sha256): the same wherever the folder lies."""
         columns = [self.table.column(name).to_pylist() for name in ("id", "label", "split", "sha256")]
         content = [self.classes, sorted(zip(*columns, strict=True))]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -88,8 +88,8 @@ def build_manifest(
     `progress(done, total)` is told of files being read; files that have not changed since they were last read are not.
     What is remembered of them lies in `cache_dir`, by default $XDG_CACHE_HOME/sports-ray or ~/.cache/sports-ray.
 
-    Raises DataError for all that `config` does not allow to train on: bad rows of a list, classes missing on one side, too
-    many broken files, leaks."""
+    Raises DataError for all that `config` does not allow to train on: bad rows of a list, classes missing on one side,
+    too many broken files, leaks."""
     import numpy as np
     import pyarrow as pa
 
@@ -99,7 +99,7 @@ def build_manifest(
     from sports_ray.data.split import carve, uncarved
 
     listing = list_files(config.root, config)
-    rules.check_listing(listing)
+    rules.check_listing(listing, config)
     listing, classes = rules.select_classes(listing, config)
     facts = all_facts(listing, config.max_pixels, progress, cache_dir)
     table, notes = rules.leave_out_bad(rules.joined(listing, facts, classes), config)
@@ -110,7 +110,9 @@ def build_manifest(
         rows = np.flatnonzero(split == "train")
         train = table.take(rows)
         labels = train.column("label").to_numpy()
-        chosen = carve(train.column("sha256").to_pylist(), train.column("phash").to_numpy(), labels, config.val_fraction)
+        chosen = carve(
+            train.column("sha256").to_pylist(), train.column("phash").to_numpy(), labels, config.val_fraction
+        )
         split[rows[chosen]] = "val"
         notes += rules.note_uncarved([classes[label] for label in uncarved(labels, chosen).tolist()])
     table = table.set_column(table.column_names.index("split"), "split", pa.array(split.tolist(), pa.string()))

@@ -1,9 +1,8 @@
 """Perceptual hashes, and which images are nearly the same.
 
-Measured on 1,217 photographs of ten sports: the seven re-encoded pairs lie within 4 bits, three more of the same scene within
-10, and no unrelated pair below 12. Unrelated pairs grow about fivefold with every two bits, and pairs of one class are
-few beside all pairs, so within a class a larger distance is still trusted.
-"""
+Measured on 1,217 photographs of ten sports: the seven re-encoded pairs lie within 4 bits, three more of the same scene
+within 10, and no unrelated pair below 12. Unrelated pairs grow about fivefold with every two bits, and pairs of one
+class are few beside all pairs, so within a class a larger distance is still trusted."""
 
 from __future__ import annotations
 
@@ -21,14 +20,15 @@ _BLOCK = 2048
 
 @cache
 def _cosines() -> np.ndarray:
-    """First eight rows of the 32-point DCT-II in units of 2^-12: integers, so that a hash is the same on every machine."""
+    """First eight rows of the 32-point DCT-II in units of 2^-12: integers, so that all machines agree on a hash."""
     row, column = np.mgrid[0:8, 0:32]
     return np.rint(4096 * np.cos(np.pi / 32 * (column + 0.5) * row)).astype(np.int64)
 
 
 def phash(pixels: np.ndarray) -> int:
-    """64-bit hash of an image's coarse light and dark, uint8 [3, H, W] RGB: the low DCT frequencies of 32 x 32 grey values
-    against their median (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", sec. 3.2.1).
+    """64-bit hash of an image's coarse light and dark, uint8 [3, H, W] RGB: the low DCT frequencies of 32 x 32 grey
+    values against their median (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", sec.
+    3.2.1).
 
     Re-encoding, resizing and changes of brightness turn few bits. An image without structure gives FLAT."""
     from PIL import Image
@@ -49,9 +49,9 @@ def phash(pixels: np.ndarray) -> int:
 def near_pairs(hashes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Pairs of rows of near images: uint64 [n], int [n] -> int64 [k, 2].
 
-    Exact for distinct (hash, label): two of them within OTHER_CLASS_BITS, or within SAME_CLASS_BITS in one class (labels
-    below 0 are no class). Rows that share both are joined as a star to the first of them, so that a thousand equal images
-    give a thousand pairs and not a million. Flat images stand in no pair."""
+    Exact for distinct (hash, label): two of them within OTHER_CLASS_BITS, or within SAME_CLASS_BITS in one class
+    (labels below 0 are no class). Rows that share both are joined as a star to the first of them, so that a thousand
+    equal images give a thousand pairs and not a million. Flat images stand in no pair."""
     rows = np.flatnonzero(hashes != FLAT)
     if len(rows) < 2:
         return np.empty((0, 2), np.int64)

@@ -33,7 +33,7 @@ def uniforms(seed: int, domain: int, stream: int, start: int, stop: int, draws: 
         raise ValueError(f"draws = {draws} is no multiple of {_WORDS_PER_BLOCK}")
     blocks = draws // _WORDS_PER_BLOCK
     raw = _philox(seed, domain, (stream,), block=start * blocks).random_raw((stop - start) * draws)
-    return ((raw >> np.uint64(11)) * 2.0**-53).reshape(stop - start, draws)
+    return ((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(stop - start, draws)
 
 
 def order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:

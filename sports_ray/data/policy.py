@@ -1,20 +1,25 @@
 """The operations of RandAugment, AutoAugment and colour jitter, by timm's names and with timm's magnitudes.
 
-They run on the small image, after the crop, in Pillow's C code, and equal timm's (a test holds that) but for two
-choices: rotation and shear interpolate bilinearly, a translation is by whole pixels.
+They run on the small image, after the crop, and equal timm's to the bit (a test holds that) but for two choices:
+rotation and shear interpolate bilinearly, a translation is by whole pixels. Images are planar, uint8 [3, H, W]: most
+operations are then a table look-up or a few passes of numpy (0.005 to 0.1 ms at 160 px); Pillow does the rest.
 Sources: Cubuk et al. 2019 (AutoAugment, RandAugment), as timm.data.auto_augment has them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from sports_ray.errors import ConfigError
+
+Pixels = NDArray[np.uint8]
 
 MAX_OPS = 10
 DRAWS = 3 * MAX_OPS
@@ -134,52 +139,131 @@ def operation(name: str, magnitude: float, negative: bool, increasing: bool = Fa
     return Op(name)
 
 
-def run(image: Image.Image, op: Op, fill: tuple[int, int, int]) -> Image.Image:
-    """Apply an operation to an RGB image; `fill` is the colour of what comes in from outside."""
-    name, value = op
-    if name in _ENHANCE:
-        return _ENHANCE[name](image).enhance(value)
-    if name in _PLAIN:
-        return _PLAIN[name](image)
-    if name == "Posterize":
-        return ImageOps.posterize(image, int(value)) if value < 8 else image
-    if name == "Solarize":
-        return ImageOps.solarize(image, int(value))
-    if name == "SolarizeAdd":
-        return image.point([min(255, v + int(value)) if v < 128 else v for v in range(256)] * 3)
-    if name == "Rotate":
-        return image.rotate(value, Image.Resampling.BILINEAR, fillcolor=fill)
-    return _affine(image, op, fill)
+def run(image: Pixels, op: Op, fill: tuple[int, int, int]) -> Pixels:
+    """Apply an operation to an image, uint8 [3, H, W] -> the same; `fill` is the colour of what comes in from outside.
+
+    The result may be the input, a view of it, or read-only."""
+    return _RUN[op.name](image, op.value, fill)
 
 
-def _affine(image: Image.Image, op: Op, fill: tuple[int, int, int]) -> Image.Image:
-    name, value = op
-    width, height = image.size
-    bilinear = Image.Resampling.BILINEAR
-    if name == "TranslateXRel":
-        return _transform(image, (1, 0, round(value * width), 0, 1, 0), Image.Resampling.NEAREST, fill)
-    if name == "TranslateYRel":
-        return _transform(image, (1, 0, 0, 0, 1, round(value * height)), Image.Resampling.NEAREST, fill)
-    if name == "ShearX":
-        return _transform(image, (1, value, 0, 0, 1, 0), bilinear, fill)
-    if name == "ShearY":
-        return _transform(image, (1, 0, 0, value, 1, 0), bilinear, fill)
-    if name == "Zoom":
-        step, rest = 1 / value, (1 - 1 / value) / 2
-        return _transform(image, (step, 0, rest * width, 0, step, rest * height), bilinear, fill)
-    raise ValueError(f"unknown operation {name!r}")
+def jitter(image: Pixels, brightness: float, contrast: float, saturation: float) -> Pixels:
+    """Colour jitter by three factors, uint8 [3, H, W]: one linear map, clipped and rounded once, at the end.
+
+    So the order of the three does not matter, and it takes 0.1 ms at 160 px; torchvision's chain of three takes 0.6."""
+    out = image.astype(np.float32)
+    grey = out[0] * np.float32(0.299)
+    grey += out[1] * np.float32(0.587)
+    grey += out[2] * np.float32(0.114)
+    mean = grey.mean()
+    out *= np.float32(brightness * contrast * saturation)
+    grey *= np.float32(brightness * contrast * (1 - saturation))
+    grey += np.float32(brightness * (1 - contrast)) * mean
+    out += grey
+    out += np.float32(0.5)
+    return np.clip(out, 0, 255, out=out).astype(np.uint8)
 
 
-def _transform(
-    image: Image.Image, matrix: tuple[float, ...], resample: Image.Resampling, fill: tuple[int, int, int]
-) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
+def _look_up(image: Pixels, table: NDArray[np.uint8]) -> Pixels:
+    # four times as fast as numpy's take
+    return np.frombuffer(image.tobytes().translate(table.tobytes()), np.uint8).reshape(image.shape)
 
 
-_ENHANCE = {
-    "Color": ImageEnhance.Color,
-    "Contrast": ImageEnhance.Contrast,
-    "Brightness": ImageEnhance.Brightness,
-    "Sharpness": ImageEnhance.Sharpness,
+def _grey(image: Pixels) -> Pixels:
+    """Pillow's integer luma (ITU-R 601-2), uint8 [H, W]."""
+    red, green, blue = image
+    sums = red * np.uint32(19595) + green * np.uint32(38470) + blue * np.uint32(7471) + np.uint32(0x8000)
+    return (sums >> np.uint32(16)).astype(np.uint8)
+
+
+def _blend(plain: Pixels | int, image: Pixels, factor: float) -> Pixels:
+    """plain + factor * (image - plain), clipped, then cut off: Pillow's rounding."""
+    base = np.asarray(plain, np.float32)
+    out = image.astype(np.float32)
+    out -= base
+    out *= np.float32(factor)
+    out += base
+    return np.clip(out, 0, 255, out=out).astype(np.uint8)
+
+
+def _contrast(image: Pixels, factor: float, fill: object) -> Pixels:
+    return _look_up(image, _blend(int(_grey(image).mean() + 0.5), _LEVELS, factor))
+
+
+def _auto_contrast(image: Pixels, value: float, fill: object) -> Pixels:
+    out = np.empty_like(image)
+    for channel, stretched in zip(image, out, strict=True):
+        low, high = int(channel.min()), int(channel.max())
+        scale = 255.0 / (high - low) if high > low else 1.0
+        offset = -low * scale if high > low else 0.0
+        table = np.clip((_LEVELS * scale + offset).astype(np.int64), 0, 255).astype(np.uint8)
+        stretched[:] = _look_up(np.ascontiguousarray(channel), table)
+    return out
+
+
+def _posterize(image: Pixels, bits: float, fill: object) -> Pixels:
+    return image & np.uint8(256 - (1 << (8 - int(bits)))) if bits < 8 else image
+
+
+def _solarize(image: Pixels, threshold: float, fill: object) -> Pixels:
+    return _look_up(image, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
+
+
+def _solarize_add(image: Pixels, add: float, fill: object) -> Pixels:
+    levels = _LEVELS.astype(np.int64)
+    return _look_up(image, np.where(levels < 128, np.minimum(255, levels + int(add)), levels).astype(np.uint8))
+
+
+def _translated(image: Pixels, down: int, right: int, fill: tuple[int, int, int]) -> Pixels:
+    """out[y, x] = image[y + down, x + right], by whole pixels."""
+    _, height, width = image.shape
+    out = np.empty_like(image)
+    out[:] = np.array(fill, np.uint8)[:, None, None]
+    source = image[:, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)]
+    y, x = max(-down, 0), max(-right, 0)
+    out[:, y : y + source.shape[1], x : x + source.shape[2]] = source
+    return out
+
+
+def _pillow(image: Pixels, function: Callable[[Image.Image], Image.Image]) -> Pixels:
+    # "RGB;L" holds each row's three channels one after another, so both ways copy whole rows
+    rows = np.ascontiguousarray(image.transpose(1, 0, 2))
+    _, height, width = image.shape
+    done = function(Image.frombytes("RGB", (width, height), rows.tobytes(), "raw", "RGB;L"))
+    return np.frombuffer(done.tobytes("raw", "RGB;L"), np.uint8).reshape(height, 3, width).transpose(1, 0, 2)
+
+
+def _affine(image: Pixels, matrix: tuple[float, ...], fill: tuple[int, int, int]) -> Pixels:
+    size = (image.shape[2], image.shape[1])
+    method, resample = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return _pillow(image, lambda picture: picture.transform(size, method, matrix, resample, fillcolor=fill))
+
+
+def _zoom(image: Pixels, factor: float, fill: tuple[int, int, int]) -> Pixels:
+    _, height, width = image.shape
+    step, rest = 1 / factor, (1 - 1 / factor) / 2
+    return _affine(image, (step, 0, rest * width, 0, step, rest * height), fill)
+
+
+def _rotate(image: Pixels, degrees: float, fill: tuple[int, int, int]) -> Pixels:
+    return _pillow(image, lambda picture: picture.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=fill))
+
+
+_LEVELS = np.arange(256, dtype=np.uint8)
+_RUN: dict[str, Callable[[Pixels, float, tuple[int, int, int]], Pixels]] = {
+    "AutoContrast": _auto_contrast,
+    "Brightness": lambda image, factor, fill: _look_up(image, _blend(0, _LEVELS, factor)),
+    "Color": lambda image, factor, fill: _blend(_grey(image), image, factor),
+    "Contrast": _contrast,
+    "Equalize": lambda image, value, fill: _pillow(image, ImageOps.equalize),
+    "Invert": lambda image, value, fill: ~image,
+    "Posterize": _posterize,
+    "Rotate": _rotate,
+    "Sharpness": lambda image, factor, fill: _pillow(image, lambda p: ImageEnhance.Sharpness(p).enhance(factor)),
+    "ShearX": lambda image, factor, fill: _affine(image, (1, factor, 0, 0, 1, 0), fill),
+    "ShearY": lambda image, factor, fill: _affine(image, (1, 0, 0, factor, 1, 0), fill),
+    "Solarize": _solarize,
+    "SolarizeAdd": _solarize_add,
+    "TranslateXRel": lambda image, share, fill: _translated(image, 0, round(share * image.shape[2]), fill),
+    "TranslateYRel": lambda image, share, fill: _translated(image, round(share * image.shape[1]), 0, fill),
+    "Zoom": _zoom,
 }
-_PLAIN = {"AutoContrast": ImageOps.autocontrast, "Equalize": ImageOps.equalize, "Invert": ImageOps.invert}

@@ -2,8 +2,8 @@
 
 Not torch's DataLoader, because of what it does when things go wrong: a worker's death raises a bare RuntimeError from a
 signal handler, anywhere in the training loop; it takes its buffers from /dev/shm, which containers make small; and it
-draws from torch's global generator. Here the death of a process is a TrainingError that names its signal, and buffers are
-memory files, made once and used again.
+draws from torch's global generator. Here the death of a process is a TrainingError that names its signal, and buffers
+are memory files, made once and used again.
 """
 
 from __future__ import annotations
@@ -48,12 +48,14 @@ class Pool(Generic[T, R]):
         for _ in range(processes):
             mine, theirs = fork.Pipe()
             others = [mine, *(connection for _, connection in self._children)]
-            child = fork.Process(target=_serve, args=(theirs, others, work, size, self._buffers, os.getpid()), daemon=True)
+            args = (theirs, others, work, size, self._buffers, os.getpid())
+            child = fork.Process(target=_serve, args=args, daemon=True)
             child.start()
             theirs.close()
             self._children.append((child, mine))
         # Before multiprocessing's own end, which would wait for processes that ignore SIGTERM.
-        self._finalize = multiprocessing.util.Finalize(self, _end, args=(self._children, self._buffers), exitpriority=100)
+        args_end = (self._children, self._buffers)
+        self._finalize = multiprocessing.util.Finalize(self, _end, args=args_end, exitpriority=100)
 
     def results(self, tasks: Iterable[T]) -> Iterator[tuple[T, NDArray[np.uint8], R]]:
         """(task, its buffer, its result) for each task, in order. A buffer is valid until the next is asked for.
@@ -164,7 +166,7 @@ def _died(child: BaseProcess) -> NoReturn:
     raise TrainingError(
         f"loader process {child.pid} died",
         got=how,
-        cure="if memory ran out (SIGKILL), lower data.cache_gb or data.loader_processes; then run the same command again",
+        cure="run the same command again; if memory ran out, lower data.cache_gb or data.loader_processes",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a set of photographs must satisfy to be trained on: each rule refuses with a DataError, or notes what it let pass."""
+"""What photographs must satisfy to be trained on: each rule refuses with a DataError, or notes what it let pass."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sports_ray.data.inspect import FORMAT_OF
+from sports_ray.data.listing import VAL_NAMES
 from sports_ray.data.near import components, near_pairs
 from sports_ray.errors import DataError
 
@@ -27,21 +28,37 @@ _SCAN = "`sports-ray data scan` lists them all"
 
 def some(items: Iterable[object], shown: int = SHOWN) -> str:
     """The first few, and how many more."""
-    items = [str(item) for item in items]
-    more = f" and {len(items) - shown:,} more" if len(items) > shown else ""
-    return ", ".join(items[:shown]) + more
+    words = [str(item) for item in items]
+    more = f" and {len(words) - shown:,} more" if len(words) > shown else ""
+    return ", ".join(words[:shown]) + more
 
 
-def check_listing(listing: Listing) -> None:
-    """Refuse a list with bad rows, names that are no text, and a source without labelled training images."""
+def check_listing(listing: Listing, config: DataConfig) -> None:
+    """Refuse bad rows, names that are no text, unclear folders, and a source without labelled training images."""
     if listing.bad_rows:
-        count = len(listing.bad_rows)
-        raise DataError(f"{listing.source}: {count:,} bad row{'s' * (count > 1)}", got="; ".join(listing.bad_rows[:SHOWN]), cure="mend or remove them")
+        what = f"{listing.source}: {len(listing.bad_rows):,} bad row{'s' * (len(listing.bad_rows) > 1)}"
+        raise DataError(what, got="; ".join(listing.bad_rows[:SHOWN]), cure="mend or remove them")
     if listing.unreadable_names:
         raise DataError("file names that are not UTF-8", got=some(listing.unreadable_names), cure="rename them")
+    others = [name for name in listing.passed_over if name in VAL_NAMES]
+    if config.val == "auto" and others:
+        there = [listing.folders["val"], *others]
+        raise DataError(
+            "more than one validation folder", got=" and ".join(there), cure=f"choose with --set data.val={there[0]}"
+        )
+    if "train" not in listing.folders:
+        raise DataError(
+            f"no {config.train}/ in {listing.root}"
+            if listing.source == listing.root
+            else f"no row of train in {listing.source}",
+            got=some(f"{name}/" for name in (*listing.folders.values(), *listing.passed_over) if name),
+            want="images to train on",
+            cure="name the folder with --set data.train=FOLDER",
+        )
     splits, names = (np.array(listing.table.column(key).to_pylist()) for key in ("split", "name"))
     if not ((splits == "train") & (names != "")).any():
-        raise DataError(f"no class folder with images in {listing.source}/{listing.folders.get('train', '')}".rstrip("/"), want="one folder for each class")
+        folder = listing.root / listing.folders["train"]
+        raise DataError(f"no class folder with images in {folder}", want="one folder for each class")
 
 
 def select_classes(listing: Listing, config: DataConfig) -> tuple[Listing, tuple[str, ...]]:
@@ -59,7 +76,9 @@ def select_classes(listing: Listing, config: DataConfig) -> tuple[Listing, tuple
         _same("train", classes["train"] - classes[split], split)
         _same(split, classes[split] - classes["train"], "train")
     if len(classes["train"]) < 2:
-        raise DataError("fewer than two classes", got=some(classes["train"]) or "none", want="two or more to tell apart")
+        raise DataError(
+            "fewer than two classes", got=some(classes["train"]) or "none", want="two or more to tell apart"
+        )
     return dataclasses.replace(listing, table=table.filter(keep)), tuple(sorted(classes["train"]))
 
 
@@ -71,7 +90,9 @@ def _chosen(names: list[str], wanted: Sequence[str]) -> set[str]:
         if not found:
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
             cure = f"did you mean {' or '.join(close)}?" if close else f"there are {some(names)}"
-            raise DataError("data.classes: no such class", got=repr(pattern), want="names or shell patterns of classes", cure=cure)
+            raise DataError(
+                "data.classes: no such class", got=repr(pattern), want="names or shell patterns of classes", cure=cure
+            )
         chosen |= found
     return chosen
 
@@ -94,7 +115,12 @@ def joined(listing: Listing, facts: pa.Table, classes: tuple[str, ...]) -> pa.Ta
 
     table = listing.table
     labels = pc.fill_null(pc.index_in(table.column("name"), value_set=pa.array(classes, pa.string())), -1)
-    columns = {"id": table.column("id"), "path": table.column("id"), "split": table.column("split"), "label": labels.cast(pa.int32())}
+    columns = {
+        "id": table.column("id"),
+        "path": table.column("id"),
+        "split": table.column("split"),
+        "label": labels.cast(pa.int32()),
+    }
     return pa.table({**columns, **{name: facts.column(name) for name in facts.column_names}})
 
 
@@ -104,7 +130,9 @@ def leave_out_bad(table: pa.Table, config: DataConfig) -> tuple[pa.Table, list[s
     if not (faults != "").any():
         return table, []
     names, splits = table.column("id").to_pylist(), np.array(table.column("split").to_pylist())
-    other = np.array([fault == "not-an-image" and not _called_image(name) for name, fault in zip(names, faults, strict=True)])
+    other = np.array(
+        [fault == "not-an-image" and not _called_image(name) for name, fault in zip(names, faults, strict=True)]
+    )
     bad = (faults != "") & ~other
     for split in _RANK:
         here = (splits == split) & ~other
@@ -130,7 +158,7 @@ def _called_image(name: str) -> bool:
 
 
 def settle_leaks(table: pa.Table, config: DataConfig) -> tuple[pa.Table, list[str]]:
-    """Files of train that stand byte for byte in a held-out split: refused, dropped from train or allowed, by data.leaks."""
+    """Refuse, drop from train or allow, by data.leaks, its files that stand byte for byte in a held-out split."""
     digests, splits = (np.array(table.column(key).to_pylist()) for key in ("sha256", "split"))
     ids = table.column("id").to_pylist()
     leaked = (splits == "train") & _among(digests, splits != "train")

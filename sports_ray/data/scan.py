@@ -32,6 +32,7 @@ KINDS = {
     "near-duplicate": "nearly the same image twice in a split",
     "wrong-extension": "images of another format than their name says",
     "tiny": "images with a side below 32 px",
+    "passed-over": "folders that belong to no split",
     "similar-names": "classes that differ by case or spaces",
     "one-sided": "classes that are not in every split",
     "empty-class": "class folders without a file",
@@ -51,7 +52,7 @@ class Finding:
     kind: str
     """A key of KINDS."""
     items: tuple[tuple[str, ...], ...]
-    """One an occurrence: the file, class or row and what is said of it, or all files of a group of copies (train first)."""
+    """One an occurrence: the file, class or row and what is said of it; or a group of copies, train first."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,13 @@ class ScanReport:
 
 
 def scan(
-    source: str | Path, config: DataConfig, *, progress: Callable[[int, int], None] | None = None, cache_dir: Path | None = None
+    source: str | Path,
+    config: DataConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    cache_dir: Path | None = None,
 ) -> ScanReport:
-    """Decode every file of a folder or CSV list and report all findings; `progress` and `cache_dir` as in build_manifest.
+    """Decode every file of a folder or CSV list and report; `progress` and `cache_dir` as in build_manifest.
 
     Raises DataError only for a source that cannot be listed at all."""
     from sports_ray.data.facts import all_facts
@@ -97,6 +102,7 @@ def scan(
     found: dict[str, _Items] = {
         "bad-rows": [(row,) for row in listing.bad_rows],
         "bad-names": [(name,) for name in listing.unreadable_names],
+        "passed-over": [(name,) for name in listing.passed_over],
         "empty-class": [(f"{split}/{name}",) for split, name in listing.empty],
         **dict(_of_files(files)),
         **dict(_of_copies(files)),

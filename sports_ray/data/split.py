@@ -12,11 +12,13 @@ from sports_ray.data.near import components, near_pairs
 
 
 def carve(sha256: Sequence[str] | np.ndarray, phash: np.ndarray, labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Choose the validation images: hex digests [n], uint64 [n], int [n], share in (0, 0.5] -> bool [n], true: validation.
+    """Choose the validation images: hex digests [n], uint64 [n], int [n], share in (0, 0.5] -> bool [n], true:
+    validation.
 
-    Duplicates and near-duplicates (near.near_pairs) stay together. Each class gives about its share, at least one image if
-    it has two groups of its own or more, and never its last group: see `uncarved` for those that give none. File names and
-    the order of rows do not matter, and one image more changes little: groups are taken in the order of their digests."""
+    Duplicates and near-duplicates (near.near_pairs) stay together. Each class gives about its share, at least one image
+    if it has two groups of its own or more, and never its last group: see `uncarved` for those that give none. File
+    names and the order of rows do not matter, and one image more changes little: groups are taken in the order of their
+    digests."""
     sha256, labels = np.asarray(sha256), np.asarray(labels)
     group = duplicate_groups(sha256, phash, labels)
     digests, inside = _by_group(group, sha256), _by_group(group, labels)
@@ -33,7 +35,9 @@ def carve(sha256: Sequence[str] | np.ndarray, phash: np.ndarray, labels: np.ndar
     return np.isin(group, sorted(chosen))
 
 
-def _choose(label: int, groups: dict[int, list[int]], share: dict[int, Counter[int]], chosen: set[int], fraction: float) -> None:
+def _choose(
+    label: int, groups: dict[int, list[int]], share: dict[int, Counter[int]], chosen: set[int], fraction: float
+) -> None:
     """Add groups of one class to `chosen` until its share is full, leaving every class a group to train on."""
     left = {other: sum(number not in chosen for number in groups[other]) for other in _neighbours(label, groups, share)}
     want = max(1, round(fraction * sum(share[number][label] for number in groups[label])))
@@ -66,7 +70,7 @@ def uncarved(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def duplicate_groups(sha256: Sequence[str] | np.ndarray, phash: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Group of each image: int64 [n], the first row of its group. Equal bytes or nearness join, also over several steps."""
+    """First row of each image's group: int64 [n]. Equal bytes or nearness join, also over several steps."""
     _, first, inverse = np.unique(np.asarray(sha256), return_index=True, return_inverse=True)
     equal = np.stack([first[inverse.ravel()], np.arange(len(inverse))], axis=1)
     return components(len(inverse), np.concatenate([equal, near_pairs(phash, labels)]))

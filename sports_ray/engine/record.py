@@ -25,7 +25,9 @@ class Speed:
     times: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     slowest: float = 0.0
     total_images: int = 0
+    """Of all steps but the first, which pays for what is made once."""
     total_seconds: float = 0.0
+    """As long as those steps took; stalls by commits included, evaluations not."""
     total_stall: float = 0.0
     _last: float = field(default_factory=time.perf_counter)
     _shown: float = 0.0
@@ -33,11 +35,11 @@ class Speed:
     def step(self, images: int) -> None:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        self.times.append((seconds, images))
-        self.total_images += images
-        self.total_seconds += seconds
-        if len(self.times) > 1:
+        if self.times:
+            self.total_images += images
+            self.total_seconds += seconds
             self.slowest = max(self.slowest, seconds)
+        self.times.append((seconds, images))
 
     def pause(self) -> None:
         """Leaves the time since the last step out of the next one's."""

@@ -25,6 +25,9 @@ from sports_ray.store.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
 
+CLOSE_SECONDS = 60.0
+"""How long an ending process waits for a commit that is still being written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -61,7 +64,7 @@ def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, wo
             finish(session, reason)
         finally:
             if session.writer is not None:
-                session.writer.close()
+                session.writer.close(CLOSE_SECONDS)
     status = "paused" if reason else "done"
     return Outcome(status, reason, progress.step, schedule.total_steps)
 

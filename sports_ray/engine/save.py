@@ -9,7 +9,11 @@ from torch import Tensor
 
 from sports_ray.engine.record import write_scalars
 from sports_ray.engine.session import Session
+from sports_ray.errors import StorageError
 from sports_ray.store.commit import read_commit, write_commit
+
+SAVE_SECONDS = 600.0
+"""How long the last commit of a session may take, tries included."""
 
 
 def commit_is_due(session: Session) -> bool:
@@ -25,11 +29,16 @@ def commit_is_due(session: Session) -> bool:
 
 
 def commit(session: Session, wait: bool = False) -> None:
-    """Copies the state to host memory and lets the writer's thread write it; `wait`: until it is safe on disk."""
+    """Copies the state to host memory and lets the writer's thread write it; `wait`: until it is safe in the store.
+
+    A commit that is being written is waited for; one that failed and waits for its next try is replaced by this one.
+    Raises StorageError when `wait` and the store stays away for SAVE_SECONDS.
+    """
     writer, progress, run_dir, token = session.writer, session.progress, session.run_dir, session.token
     assert writer is not None
-    writer.wait()
     start = time.perf_counter()
+    while writer.busy:
+        time.sleep(0.001)
     tensors = {name: _host_copy(group) for name, group in session.learner.tensors().items()}
     state, step, keep, best = progress.to_json(), progress.step, session.config.store.keep, progress.best_step
     stall = time.perf_counter() - start
@@ -46,8 +55,12 @@ def commit(session: Session, wait: bool = False) -> None:
     writer.submit(write)
     session.submitted_at = time.monotonic()
     session.speed.stall(stall)
-    if wait:
-        writer.wait()
+    if wait and not writer.wait(SAVE_SECONDS):
+        raise StorageError(
+            f"step {step} could not be saved for {SAVE_SECONDS:.0f} s",
+            got=writer.last_error or "a store that does not answer",
+            cure="bring the store back; the same command goes on from the last commit",
+        )
 
 
 def _host_copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -65,14 +78,16 @@ def finish(session: Session, reason: str) -> None:
     """Commits the last step and, when the run is done, publishes its weights."""
     if session.writer is None:
         return
-    session.writer.wait()
     if session.committed != session.progress.step or not reason:
         commit(session, wait=True)
     if not reason:
         _publish(session)
     write_scalars(session.run_dir, session.progress.history)
     seconds = round(time.monotonic() - session.opened_at, 3)
-    session.run_dir.append_timing({"kind": "end", "step": session.progress.step, "reason": reason, "seconds": seconds})
+    speed = {"images": session.speed.total_images, "step_seconds": round(session.speed.total_seconds, 4)}
+    session.run_dir.append_timing(
+        {"kind": "end", "step": session.progress.step, "reason": reason, "seconds": seconds, **speed}
+    )
 
 
 def _publish(session: Session) -> None:

@@ -57,6 +57,7 @@ def load_weights(model: nn.Module, weights: str, name: str, classes: Sequence[st
 
     The head is loaded only if it has the model's number of classes and, where the file's sidecar (best.json beside
     best.safetensors) names classes, these are `classes` in the same order. Positions and windows are resized by timm.
+    A model on the meta device is only compared, so that a run finds out before it starts; the hub's file is then cached.
     Raises WeightsError: weights not to be had, unreadable, damaged, or covering less than 99 % of the backbone.
     """
     if weights == "none":
@@ -75,11 +76,9 @@ def load_weights(model: nn.Module, weights: str, name: str, classes: Sequence[st
         keep, reason = _keep_head(model, tensors, sidecar, classes)
     coverage, missing, unexpected = _load(model, tensors, keep)
     if coverage < MIN_COVERAGE:
-        told = str(sidecar.get("model", ""))
-        likely = told if told not in ("", name) else _fitting_model(tensors, name)
-        raise _too_little(
-            f"{coverage:.1%} of the backbone from {source}", name, _examples(missing, model, tensors), likely
-        )
+        cure = _cure(missing, model, tensors, name, str(sidecar.get("model", "")))
+        got = f"{coverage:.1%} of the backbone from {source}; missing {_examples(missing, model, tensors)}"
+        raise WeightsError(f"weights do not fit {name}", got=got, want=f"at least {MIN_COVERAGE:.0%}", cure=cure)
     logger.info("weights: source=%s coverage=%.4f missing=%s unexpected=%s", source, coverage, missing, unexpected)
     return WeightsReport(
         source=source,
@@ -163,7 +162,7 @@ def _load(
     passed = set() if keep_head else head
     fitting = {key: value for key, value in tensors.items() if key not in passed and _fits(value, own.get(key))}
     coverage = _coverage(model, fitting)
-    if coverage >= MIN_COVERAGE:
+    if coverage >= MIN_COVERAGE and not any(value.is_meta for value in own.values()):
         model.load_state_dict(fitting, strict=False)
     missing = tuple(key for key in own if key not in fitting and key not in head)
     return coverage, missing, tuple(key for key in tensors if key not in own)
@@ -195,13 +194,12 @@ def _examples(missing: Sequence[str], model: nn.Module, tensors: Mapping[str, Te
     return ", ".join(f"{key} ({shapes.get(key, 'absent')})" for key in missing[:3])
 
 
-def _too_little(got: str, name: str, examples: str, likely: str) -> WeightsError:
-    return WeightsError(
-        f"weights do not fit {name}",
-        got=f"{got}; missing {examples}",
-        want=f"at least {MIN_COVERAGE:.0%}",
-        cure=f"--model {likely}" if likely else "give --model the name of the model that was saved",
-    )
+def _cure(missing: Sequence[str], model: nn.Module, tensors: Mapping[str, Tensor], name: str, told: str) -> str:
+    """What to do about refused weights; `told` is the model that their sidecar names."""
+    if len(missing) < len(model.state_dict()) / 2:
+        return "a complete file: most of its names are this model's"
+    likely = told if told not in ("", name) else _fitting_model(tensors, name)
+    return f"--model {likely}" if likely else "give --model the name of the model that was saved"
 
 
 def _fitting_model(tensors: Mapping[str, Tensor], name: str) -> str:

@@ -15,10 +15,11 @@ import torch
 
 from sports_ray import __version__
 from sports_ray.config import TrainConfig
+from sports_ray.data import augment
 from sports_ray.data.manifest import Manifest, build_manifest
 from sports_ray.engine.schedule import Schedule
 from sports_ray.errors import ConfigError, DataError, RunError, WeightsError
-from sports_ray.model.build import create, image_spec, parameter_count, resolve_name
+from sports_ray.model.build import create, image_spec, parameter_count, resolve_name, trainable
 from sports_ray.recipe import changed_keys, config_from_dict, config_to_dict, digest, identity
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import open_storage
@@ -62,6 +63,7 @@ def make_plan(config: TrainConfig, *, progress: Callable[[int, int], None] | Non
         raise DataError("data.root", got="nothing", want="a folder of photographs", cure="--data DIR")
     given_name = config.model.name
     _check_weights(config.model.weights)
+    augment.check(config.augment)
     gpus = gpu_count()
     workers = parse_workers(config.cluster.workers, gpus)
     if workers[1] > config.loop.lanes:
@@ -78,9 +80,11 @@ def make_plan(config: TrainConfig, *, progress: Callable[[int, int], None] | Non
         raise DataError("training images", got="none", want="at least one", cure="see `sports-ray data scan`")
     with torch.device("meta"):
         model = create(config.model, len(manifest.classes), config.data.image_size)
+    for phase in config.loop.phases:
+        trainable(model, phase.train)
     parameters = parameter_count(model)
     name = config.store.run or f"{re.sub(r'[^A-Za-z0-9._-]', '_', given_name)}-{digest(config, manifest.fingerprint())}"
-    store = config.store.root if "://" in config.store.root else str(Path(config.store.root).absolute())
+    store = config.store.root if "://" in config.store.root else _local_store(config.store.root)
     config = dataclasses.replace(config, store=dataclasses.replace(config.store, root=store, run=name))
     plan = Plan(
         config=config,
@@ -125,6 +129,18 @@ def gpu_count() -> int:
 def _check_weights(weights: str) -> None:
     if weights not in ("auto", "none") and not Path(weights).is_file():
         raise WeightsError("weights", got=weights, want="auto, none or a file", cure="check the path")
+
+
+def _local_store(root: str) -> str:
+    """Absolute path of a store; ConfigError where no folder can be made."""
+    path = Path(root).absolute()
+    standing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
+        reason = "may not be written" if standing.is_dir() else "is no folder"
+        raise ConfigError(
+            "store", got=f"{root}: {standing} {reason}", want="a folder that can be written", cure="another --store DIR"
+        )
+    return str(path)
 
 
 def _status(plan: Plan) -> str:

@@ -112,7 +112,9 @@ def _fit_once(
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    monitor = Monitor.options(scheduling_strategy=here).remote()
+    monitor = Monitor.options(  # type: ignore[attr-defined]
+        scheduling_strategy=here
+    ).remote()
     watch.started, watch.alive, watch.attempts = time.monotonic(), False, 0
     box: dict[str, Any] = {}
     thread = threading.Thread(target=_fit, args=(plan, monitor, deadline, lease.id, box), name="fit", daemon=True)
@@ -175,7 +177,7 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, A
     backend = "nccl" if plan.gpus else "gloo"
     try:
         trainer = TorchTrainer(
-            train_worker,
+            train_worker,  # type: ignore[arg-type]
             train_loop_config={
                 "store": plan.store,
                 "run": plan.name,
@@ -185,17 +187,20 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, A
             },
             torch_config=TorchConfig(backend=backend, timeout_s=600),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=high if low == high else (low, high),
+                num_workers=high if low == high else (low, high),  # type: ignore[arg-type]
                 use_gpu=plan.gpus > 0,
                 resources_per_worker=worker_resources(plan),
             ),
             run_config=ray.train.RunConfig(
                 name=plan.name,
                 storage_path=f"{plan.store}/{plan.name}/ray",
-                failure_config=ray.train.FailureConfig(max_failures=RAY_RETRIES, controller_failure_limit=RAY_RETRIES),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=RAY_RETRIES,
+                    controller_failure_limit=RAY_RETRIES,  # type: ignore[call-arg]
+                ),
             ),
         )
-        box["value"] = trainer.fit().return_value
+        box["value"] = trainer.fit().return_value  # type: ignore[attr-defined]
     except BaseException as error:  # noqa: BLE001
         box["failure"] = error
 

@@ -226,8 +226,10 @@ def delete_orphans(storage: Storage, fences: Iterable[Fence]) -> list[str]:
         with suppress(RunError):
             record = unseal(storage.read(f"{found.folder}/{RECORD}"), RECORD)
             delete_unnamed(storage, found.folder, record["files"])
-    for token, step in _begun(storage):
-        if is_orphan(step, token, fences):
+    begun = _begun(storage)
+    proof = max((mark for mark in begun if not is_orphan(mark[1], mark[0], fences)), default=None)
+    for token, step in begun:
+        if (token, step) != proof:
             storage.delete(f"{FOLDER}/begun-a{token:04d}-{step:08d}")
     return gone
 

@@ -176,6 +176,12 @@ def holder(storage: Storage) -> Owner | None:
     return _holder(storage)
 
 
+def is_held(storage: Storage) -> bool:
+    """Whether a driver holds the run and, where it is one of this host, lives. Does not wait for another host's beat."""
+    found = _holder(storage)
+    return found is not None and (found.place != _place() or process_start(found.pid) == found.start)
+
+
 def process_start(pid: int) -> str | None:
     """When a process of this host started, in ticks since boot; "" where that is not told; None if it does not live."""
     if sys.platform != "linux":

@@ -12,14 +12,13 @@ import signal
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
+@contextmanager
+def in_memory(tmp_path: Path) -> Iterator[Path]:
     """A folder in memory where there is one: hundreds of deaths with real fsyncs would take minutes on a busy disk."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path
@@ -37,6 +36,7 @@ def points_of(job: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         try:
+            _end_if_stuck()
             calls = _Calls(-1, None)
             calls.watch()
             job()
@@ -57,12 +57,19 @@ def run_killed(job: Callable[[], object], point: int, power: str | None = None) 
     child = os.fork()
     if child == 0:
         try:
+            _end_if_stuck()
             _Calls(point, power).watch()
             job()
         finally:
             os._exit(1)  # not reached: the job makes more calls than `point`
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"not killed at {point}: {status}"
+
+
+def _end_if_stuck() -> None:
+    """A forked child has none of torch's threads: a job that computes on large tensors would wait for them for ever."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(20)
 
 
 class _Calls:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.layers import DropPath
 
 from sports_ray.config import ModelConfig
 from sports_ray.errors import ConfigError, WeightsError
@@ -19,6 +22,15 @@ from sports_ray.model.build import (
     set_train_mode,
     trainable,
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Several threads for small tensors are slow, and many times slower where others use the cores too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +125,9 @@ def test_drop_rates_are_those_of_the_config_not_timms_defaults() -> None:
     with torch.device("meta"):
         still = create(ModelConfig(name="swin_tiny_patch4_window7_224"), 5)
         dropping = create(ModelConfig(name="swin_tiny_patch4_window7_224", drop=0.4, drop_path=0.3), 5)
-    rates = [module.drop_prob for module in dropping.modules() if type(module).__name__ == "DropPath"]
+    rates = [float(module.drop_prob) for module in dropping.modules() if isinstance(module, DropPath)]
     assert max(rates) == pytest.approx(0.3)
-    assert not [module for module in still.modules() if type(module).__name__ == "DropPath" and module.drop_prob]
+    assert not [module for module in still.modules() if isinstance(module, DropPath) and module.drop_prob]
     assert dropping.head.drop.p == 0.4  # type: ignore[union-attr]
 
 

@@ -20,8 +20,6 @@ from sports_ray.store.fence import Fence, check, is_orphan, read_fences
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import Storage, open_storage
 
-from .killed import memory, points_of, run_killed  # noqa: F401
-
 
 def tensors(step: int) -> dict[str, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(step)
@@ -308,50 +306,21 @@ def test_a_thousand_sessions_leave_few_fences(storage: Storage) -> None:
     assert len(storage.list("fences")) <= 8 and len(read_fences(storage)) == 30
 
 
+def test_sweep_leaves_one_proof_that_there_were_commits(run: Storage) -> None:
+    for step in (40, 50, 60):
+        commit(run, step, begin_attempt(run, {}).token)
+    RunDir(run).sweep()
+    assert [entry.name for entry in run.list("checkpoints") if not entry.is_dir] == ["begun-a0004-00000060"]
+    for path in files_of(run):
+        if path.name == "COMMIT.json":
+            path.unlink()
+    with pytest.raises(RunError, match="can be trusted"):
+        begin_attempt(run, {})
+
+
 def test_record_says_what_the_design_promises(run: Storage) -> None:
     record = json.loads(run.read("checkpoints/step-00000030-a0001/COMMIT.json"))
     content = (Path(run.uri) / "checkpoints/step-00000030-a0001/optim.safetensors").read_bytes()
     assert (record["format"], record["step"], record["token"]) == (1, 30, 1)
     entry = {"path": "optim.safetensors", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert record["files"]["optim"] == entry
-
-
-def extend_run(storage: Storage) -> None:
-    commit(storage, 40, 1)
-    RunDir(storage).prune(1, 20)
-
-
-JOBS: dict[str, tuple[Callable[[Storage], object], Callable[[Storage], object]]] = {
-    # A job, and the part of it after which the new state is promised, whatever happens.
-    "commit, then prune": (extend_run, lambda storage: commit(storage, 40, 1)),
-    "same step again": (*[lambda storage: write_commit(storage, 30, 1, tensors(31), {"step": 31})] * 2,),  # type: ignore
-    "new attempt": (*[lambda storage: begin_attempt(storage, {})] * 2,),  # type: ignore[dict-item]
-    "sweep": (*[lambda storage: RunDir(storage).sweep()] * 2,),  # type: ignore[dict-item]
-}
-
-
-@pytest.mark.parametrize("power", [None, "torn", "lost", "mixed"])
-@pytest.mark.parametrize("name", JOBS)
-def test_killed_at_every_call_the_newest_is_the_old_or_the_new_one(memory: Path, name: str, power: str | None) -> None:
-    run = start_run(open_storage(str(memory / "run")))
-    run.write("checkpoints/step-00000025-a0001/model.safetensors", b"left by an earlier death")
-    job, promise = JOBS[name]
-    before = read_commit(run, 30).state
-    promised = points_of(lambda: promise(copy_of(run)))
-    rehearsal = copy_of(run)
-    points = points_of(lambda: job(rehearsal))
-    after = newest(rehearsal)[0].state  # type: ignore[union-attr]
-    seen = set()
-    for point in range(points):
-        storage = copy_of(run)
-        run_killed(lambda storage=storage: job(storage), point, power)  # type: ignore[misc]
-        attempt = begin_attempt(storage, {})
-        allowed = [before, after] if point < promised else [after]
-        assert attempt.commit is not None and attempt.commit.state in allowed, (point, attempt.passed_over)
-        assert torch.equal(attempt.commit.load("model")["count"], torch.tensor(attempt.commit.state["step"]))
-        seen.add(attempt.commit.state["step"])
-        RunDir(storage).sweep()
-        assert not [path for path in files_of(storage) if path.suffix == ".tmp" or "00000025" in str(path)]
-        commit(storage, 50, attempt.token)
-        assert newest(storage)[0].step == 50  # type: ignore[union-attr]
-    assert before["step"] in seen and (after["step"] in seen or promised == points)

@@ -25,7 +25,7 @@ def _advance(model: nn.Module, step: int) -> None:
 
 @pytest.mark.parametrize(("decay", "warmup"), [(0.9, False), (0.9, True), (0.0, False)])
 def test_average_equals_the_closed_form(decay: float, warmup: bool) -> None:
-    """After n updates: sum over t of w_t * (1 - d_t) * product of the later d, plus the start times the product of all d."""
+    """Each weight counts (1 - d) times the product of all later d, the start the product of all."""
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     history = [{name: tensor.clone().double() for name, tensor in model.state_dict().items()}]
     ema = Ema(model, decay, warmup)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 import timm
@@ -10,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from sports_ray.cli.models import models, recipes
-from sports_ray.model.build import create, image_spec, trainable
+from sports_ray.model.build import create, head_parameters, image_spec, trainable
 from sports_ray.model.loss import mixed_cross_entropy
 from sports_ray.model.optim import create_optimizer, default_lr, learning_rate
 from sports_ray.recipe import build_config, load_recipe, recipe_names, recipe_text
@@ -25,6 +26,15 @@ LIGHT = {
 }
 """Fine-tuning recipes and an image side at which a step is quick, px."""
 SPORTS102 = {"sports102-convnext", "sports102-swinv2"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Several threads for small tensors are slow, and many times slower where others use the cores too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_the_promised_recipes_are_there() -> None:
@@ -75,21 +85,23 @@ def test_sports102_recipes_keep_the_measured_starting_values(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LIGHT))
-def test_one_step_of_the_recipe_moves_every_parameter_and_stays_finite(name: str) -> None:
+def test_one_step_of_the_recipe_reaches_every_parameter_and_stays_finite(name: str) -> None:
     torch.manual_seed(0)
     config = build_config(name)
     model = create(config.model, 7, LIGHT[name])
     optimizer = create_optimizer(model, config.optim, config.optim.lr)
-    before = [parameter.detach().sum(dtype=torch.float64) for parameter in model.parameters()]
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    ends = [0, *(names.index(key) for key in head_parameters(model))]
+    before = [parameters[index].detach().clone() for index in ends]
     model.train()
     logits = model(torch.randn(2, 3, LIGHT[name], LIGHT[name]))
-    mixed_cross_entropy(logits, torch.tensor([1, 4]), None, None, config.augment.smoothing).mean().backward()
+    loss = mixed_cross_entropy(logits, torch.tensor([1, 4]), None, None, config.augment.smoothing).mean()
+    loss.backward()
     optimizer.step()
-    moved = [
-        not torch.equal(p.detach().sum(dtype=torch.float64), b) for p, b in zip(model.parameters(), before, strict=True)
-    ]
-    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
-    assert sum(moved) >= 0.95 * len(moved)
+    assert torch.isfinite(loss)
+    assert [key for key, parameter in zip(names, parameters, strict=True) if parameter.grad is None] == []
+    assert all(torch.isfinite(parameter).all() for parameter in parameters)
+    assert not [names[index] for index, old in zip(ends, before, strict=True) if torch.equal(parameters[index], old)]
 
 
 def test_models_lists_exact_parameters_and_preprocessing() -> None:

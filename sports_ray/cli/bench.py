@@ -1,0 +1,139 @@
+"""`sports-ray bench`: what things cost on this machine, next to what they replace."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from sports_ray.bench.figure import Figure
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def bench() -> None:
+    """Measure training, loader, checkpoints and starts on this machine, each next to what it replaces.
+
+    \b
+    sports-ray bench train                               against a bare PyTorch loop
+    sports-ray bench train --timm-script timm/train.py   and against timm's script
+    sports-ray bench loader --data photos                against timm's loader, per core
+    sports-ray bench checkpoint                          what a commit costs
+    sports-ray bench start                               how long until the first step
+
+    The sides take turns, and each figure is the median of its turns: compare ratios, for times are this machine's. Each
+    takes up to three minutes on two cores.
+    """
+
+
+data_option = click.option("--data", default="", metavar="DIR", help="Photographs. Default: a set is drawn.")
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+rounds_option = click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Turns of each side.")
+
+
+@bench.command()
+@data_option
+@click.option("--model", default="convnext_atto", show_default=True, metavar="NAME", help="A timm model, from scratch.")
+@click.option("--size", default=128, show_default=True, metavar="PX", help="Side of an image.")
+@click.option("--batch", default=32, show_default=True, type=click.IntRange(2), help="Images of a step.")
+@click.option("--steps", default=60, show_default=True, type=click.IntRange(8), help="Steps of a turn.")
+@rounds_option
+@click.option("--precision", default="bf16", show_default=True, type=click.Choice(["bf16", "fp16", "fp32"]))
+@click.option("--workers", default="1", show_default=True, metavar="0|N", help="Workers; 0: without Ray.")
+@click.option("--timm-script", default="", metavar="PATH", help="timm's train.py, to compare with it too.")
+@json_option
+def train(as_json: bool, **options: Any) -> None:
+    """The whole training path against a bare loop, and against timm's script.
+
+    The path is a Ray worker with loader, rand-m7-n2, mixup, EMA and a commit in each turn. The bare loop trains the same
+    model on tensors that lie in memory.
+
+    \b
+    sports-ray bench train
+    sports-ray bench train --data photos --model test_convnext --size 160 --workers 0
+    sports-ray bench train --data photos --timm-script pytorch-image-models/train.py
+    """
+    from sports_ray.bench.train import Setting, bench_train
+
+    _show("train", bench_train(Setting(**options), _say), as_json)
+
+
+@bench.command()
+@data_option
+@click.option("--size", default=160, show_default=True, metavar="PX", help="Side of a training image.")
+@click.option("--images", default=512, show_default=True, type=click.IntRange(32), help="Images of a turn.")
+@rounds_option
+@json_option
+def loader(as_json: bool, **options: Any) -> None:
+    """The stream of images against timm's loader, per core.
+
+    Crop, flip and rand-m7-n2, from the photographs as they are and blown up to 1024 x 768 px; without a cache and with.
+
+    \b
+    sports-ray bench loader
+    sports-ray bench loader --data photos --size 224
+    """
+    from sports_ray.bench.loader import Setting, bench_loader
+
+    _show("loader", bench_loader(Setting(**options), _say), as_json)
+
+
+@bench.command()
+@data_option
+@click.option("--model", default="convnext_atto", show_default=True, metavar="NAME", help="A timm model, from scratch.")
+@click.option("--steps", default=160, show_default=True, type=click.IntRange(32), help="Steps of the run.")
+@click.option("--every", default=16, show_default=True, type=click.IntRange(4), help="Steps between two commits.")
+@json_option
+def checkpoint(as_json: bool, **options: Any) -> None:
+    """What a commit costs: stall of the training thread, writing, and slower steps meanwhile.
+
+    \b
+    sports-ray bench checkpoint
+    sports-ray bench checkpoint --model convnext_tiny --every 40
+    """
+    from sports_ray.bench.checkpoint import Setting, bench_checkpoint
+
+    _show("checkpoint", bench_checkpoint(Setting(**options), _say), as_json)
+
+
+@bench.command()
+@click.option("--files", default=20_000, show_default=True, metavar="N", help="Files of the folder to list; 0: none.")
+@rounds_option
+@json_option
+def start(as_json: bool, **options: Any) -> None:
+    """Seconds of --help, to the first step without and with Ray, and of listing a folder again.
+
+    \b
+    sports-ray bench start
+    sports-ray bench start --files 100000
+    """
+    from sports_ray.bench.start import Setting, bench_start
+
+    _show("start", bench_start(Setting(**options), _say), as_json)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _show(name: str, figures: list[Figure], as_json: bool) -> None:
+    if as_json:
+        for figure in figures:
+            click.echo(json.dumps({"event": "figure", "bench": name, **figure.to_json()}))
+        return
+    width = max(len(figure.words) for figure in figures)
+    for figure in figures:
+        click.echo(f"{figure.words:<{width}}  {_number(figure.value):>8} {figure.unit:<15} {_verdict(figure)}".rstrip())
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _verdict(figure: Figure) -> str:
+    if figure.met is None:
+        return ""
+    bound = f"at least {figure.least:g}" if figure.least is not None else f"at most {figure.most:g}"
+    return f"{'✓' if figure.met else '✗'} {bound}"
