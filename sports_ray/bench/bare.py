@@ -1,4 +1,4 @@
-"""The loop that a competent engineer writes when nothing else is asked of it: the bound on what any trainer can reach."""
+"""The loop that a competent engineer writes when nothing else is asked of it: what any trainer can reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a commit costs: the stall of the training thread, the writing thread's time, and how much slower steps are meanwhile."""
+"""What a commit costs: the training thread's stall, the writing thread's time, and the slower steps meanwhile."""
 
 from __future__ import annotations
 

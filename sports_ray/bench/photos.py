@@ -49,7 +49,7 @@ def enlarged(manifest: Manifest, folder: Path, count: int, width: int = 1024, he
 
 
 def linked(manifest: Manifest, folder: Path, count: int) -> Path:
-    """At most `count` training photographs, evenly chosen, as a tree train/CLASS/FILE of links: all sides read the same."""
+    """At most `count` training photographs, evenly chosen, as links in a tree train/CLASS/FILE that all sides read."""
     rows = manifest.rows("train")
     count = min(count, rows.num_rows)
     chosen = rows.take([index * rows.num_rows // count for index in range(count)])

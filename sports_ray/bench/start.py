@@ -109,7 +109,7 @@ def _listing(files: int, folder: Path, say: Say) -> list[Figure]:
 
 
 def _scatter(files: int, root: Path) -> None:
-    """JPEGs of 32 x 32 px, each of other content, so that no two are duplicates: a tenth in val/, the rest in train/."""
+    """JPEGs of 32 x 32 px, no two of them alike: a tenth in val/, the rest in train/."""
     for split in ("train", "val"):
         for label in range(_CLASSES):
             (root / split / f"{label:02d}").mkdir(parents=True)

@@ -30,7 +30,7 @@ def bench() -> None:
 
 data_option = click.option("--data", default="", metavar="DIR", help="Photographs. Default: a set is drawn.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-rounds_option = click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Turns of each side.")
+rounds_option = click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Turns a side.")
 
 
 @bench.command()
@@ -47,8 +47,8 @@ rounds_option = click.option("--rounds", default=3, show_default=True, type=clic
 def train(as_json: bool, **options: Any) -> None:
     """The whole training path against a bare loop, and against timm's script.
 
-    The path is a Ray worker with loader, rand-m7-n2, mixup, EMA and a commit in each turn. The bare loop trains the same
-    model on tensors that lie in memory.
+    The path is a Ray worker with loader, rand-m7-n2, mixup, EMA and a commit in each turn. The bare loop trains the
+    same model on tensors that lie in memory.
 
     \b
     sports-ray bench train
@@ -69,7 +69,7 @@ def train(as_json: bool, **options: Any) -> None:
 def loader(as_json: bool, **options: Any) -> None:
     """The stream of images against timm's loader, per core.
 
-    Crop, flip and rand-m7-n2, from the photographs as they are and blown up to 1024 x 768 px; without a cache and with.
+    From the photographs as they are and blown up to 1024 x 768 px, to augmented uint8 batches; cached or not.
 
     \b
     sports-ray bench loader

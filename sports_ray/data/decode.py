@@ -18,7 +18,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from sports_ray.errors import DataError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """What Pillow may try: nothing that starts another program or is rarely used, so rarely hardened."""
 
 # Each open names its own limit on the pixels; Pillow's would warn below it and refuse what a user has allowed.

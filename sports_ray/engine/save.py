@@ -11,6 +11,7 @@ from sports_ray.engine.record import write_scalars
 from sports_ray.engine.session import Session
 from sports_ray.errors import StorageError
 from sports_ray.store.commit import read_commit, write_commit
+from sports_ray.store.fence import check
 
 SAVE_SECONDS = 600.0
 """How long the last commit of a session may take, tries included."""
@@ -93,6 +94,7 @@ def finish(session: Session, reason: str) -> None:
 def _publish(session: Session) -> None:
     """Writes weights/last and weights/best: the EMA's where EMA is on, each with its sidecar."""
     run_dir, progress, config = session.run_dir, session.progress, session.config
+    check(run_dir.storage, session.token)
     part = "ema" if session.learner.ema is not None else "model"
     for name, step in (("last", progress.step), ("best", progress.best_step or progress.step)):
         saved = read_commit(run_dir.storage, step)

@@ -22,7 +22,7 @@ from sports_ray.engine.world import World
 from sports_ray.model.build import create, image_spec
 from sports_ray.model.optim import default_lr
 from sports_ray.model.weights import load_weights
-from sports_ray.store.commit import begin_attempt, read_commit
+from sports_ray.store.commit import Commit, begin_attempt, read_commit
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.writer import AsyncWriter
 
@@ -61,49 +61,50 @@ class Session:
 def open_session(
     config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, world: World, lease: str
 ) -> Session:
-    """Builds a rank's session at the newest commit that verifies, or at step 0.
-
-    Rank 0 picks the commit and takes the fencing token; every rank then reads the same commit, verified by itself.
-    """
-    writer = AsyncWriter() if world.rank == 0 else None
-    owner = {"host": platform.node(), "pid": os.getpid()}
-    attempt = begin_attempt(run_dir.storage, owner, lease) if world.rank == 0 else None
-    if attempt:
-        run_dir.sweep()
-    token = world.from_rank0(attempt.token if attempt else 0)
-    found = world.from_rank0(attempt.commit.step if attempt and attempt.commit else -1)
-    commit = attempt.commit if attempt else (read_commit(run_dir.storage, found) if found >= 0 else None)
-
+    """Builds a rank's session at the newest commit that verifies, or at step 0."""
+    token, commit = _begin(run_dir, world, lease)
     schedule = Schedule.of(config, manifest.rows("train").num_rows, manifest.rows("val").num_rows)
     model, spec = _start(config, manifest, resumed=commit is not None)
     precision = _settle(config, run_dir, world, model, spec)
     lr = config.optim.lr or default_lr(config.optim, config.loop.global_batch, config.model.weights == "none")
     decay = config.ema.decay or 1.0 - 1.0 / max(2, schedule.steps_per_epoch)
     learner = build_learner(config, model, spec, lr, decay, precision, world)
-    progress = Progress(micro_batch=config.loop.micro_batch)
+    progress = Progress(micro_batch=config.loop.micro_batch, scale=learner.scale.value)
     if commit is not None:
         learner.load(commit.load)
         progress = Progress.from_json(commit.state)
         learner.scale.value, learner.scale.good_steps = progress.scale, progress.scale_good_steps
         logger.info("resumed: step=%d token=%d", progress.step, token)
-    else:
-        progress.scale = learner.scale.value
+    writer = AsyncWriter() if world.rank == 0 else None
     session = Session(config, manifest, schedule, learner, progress, run_dir, link, lr, token, writer)
     session.committed = commit.step if commit else None
-    if writer is not None:
-        run_dir.append_timing(
-            {"kind": "start", "step": progress.step, "token": token, "world": world.size, **system_facts(world.device)}
-        )
-        link.progress(
-            {
-                "kind": "start",
-                "step": progress.step,
-                "total_steps": schedule.total_steps,
-                "precision": precision,
-                "pid": os.getpid(),
-            }
-        )
+    if world.rank == 0:
+        _announce(session)
     return session
+
+
+def _begin(run_dir: RunDir, world: World, lease: str) -> tuple[int, Commit | None]:
+    """Fencing token of this attempt, and the commit to go on from.
+
+    Rank 0 picks them; every rank then reads the same commit, verified by itself.
+    """
+    if world.rank == 0:
+        attempt = begin_attempt(run_dir.storage, {"host": platform.node(), "pid": os.getpid()}, lease)
+        run_dir.sweep()
+        commit = attempt.commit
+        world.from_rank0(attempt.token)
+        world.from_rank0(commit.step if commit else -1)
+        world.from_rank0(commit.token if commit else 0)
+        return attempt.token, commit
+    token, step, written_by = (world.from_rank0(0) for _ in range(3))
+    return token, read_commit(run_dir.storage, step, written_by) if step >= 0 else None
+
+
+def _announce(session: Session) -> None:
+    facts = system_facts(session.world.device)
+    start = {"kind": "start", "step": session.progress.step, "precision": session.learner.precision, "pid": os.getpid()}
+    session.run_dir.append_timing({**start, "token": session.token, "world": session.world.size, **facts})
+    session.link.progress({**start, "total_steps": session.schedule.total_steps})
 
 
 def _start(config: TrainConfig, manifest: Manifest, resumed: bool) -> tuple[nn.Module, ImageSpec]:

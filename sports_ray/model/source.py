@@ -34,7 +34,7 @@ def sidecar_path(weights: Path) -> Path:
 
 
 def read_sidecar(weights: Path) -> dict[str, Any]:
-    """What stands in the sidecar, such as `classes` and `sha256`; empty if there is none."""
+    """What stands in the sidecar, such as `classes` and `weights_sha256`; empty if there is none."""
     path = sidecar_path(weights)
     if not path.is_file():
         return {}

@@ -94,7 +94,7 @@ def load_weights(model: nn.Module, weights: str, name: str, classes: Sequence[st
 def _verified(path: Path, sidecar: Mapping[str, Any]) -> str:
     """The file's sha256, which must be the sidecar's where that names one."""
     sha256 = file_sha256(path)
-    if (want := sidecar.get("sha256", sha256)) != sha256:
+    if (want := sidecar.get("weights_sha256", sha256)) != sha256:
         what = f"weights {path} differ from their sidecar"
         raise WeightsError(what, got=f"sha256 {sha256}", want=str(want), cure="copy both files again")
     return sha256

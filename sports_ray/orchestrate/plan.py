@@ -188,8 +188,7 @@ def write_record(plan: Plan) -> None:
     """Creates the run's record, or notes more epochs and a moved folder of photographs; the lease must be held."""
     run_dir = plan.run_dir
     record = run_dir.read_record()
-    if record is None or record["data"]["root"] != plan.manifest.root:
-        run_dir.write_manifest(plan.manifest.to_bytes())
+    run_dir.write_manifest(plan.manifest.to_bytes())
     if record is None:
         run_dir.create(
             {

@@ -108,7 +108,7 @@ def test_head_is_kept_only_for_the_sidecars_classes_in_their_order(saved: Path, 
 
 
 def test_file_that_differs_from_its_sidecar_is_refused(saved: Path) -> None:
-    saved.with_suffix(".json").write_text(json.dumps({"sha256": "0" * 64}))
+    saved.with_suffix(".json").write_text(json.dumps({"weights_sha256": "0" * 64}))
     with pytest.raises(WeightsError, match="differ from their sidecar.*wanted 0000"):
         load_weights(_model(), str(saved), "test_resnet")
 

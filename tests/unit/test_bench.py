@@ -1,0 +1,124 @@
+"""Benches: each runs, and its figures agree with each other. How fast anything is, is not asked here."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sports_ray.bench.checkpoint import figures
+from sports_ray.bench.figure import Figure, median, ratio, take_turns
+from sports_ray.bench.loader import CASES
+from sports_ray.bench.timm_script import steady
+from sports_ray.cli.bench import bench
+from sports_ray.data.demo import draw_demo
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("bench") / "photographs"
+    draw_demo(folder, classes=2, per_class=24, size=64)
+    return str(folder)
+
+
+def shown(*words: str) -> dict[str, dict]:
+    """Figures of a bench by name, as --json gives them."""
+    result = CliRunner().invoke(bench, [*words, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {line["bench"] for line in lines} == {words[0]}
+    return {line["name"]: line for line in lines}
+
+
+def quotient(found: dict[str, dict], above: str, below: str) -> float:
+    return found[above]["value"] / found[below]["value"]
+
+
+def test_turns_alternate_and_keep_their_order() -> None:
+    calls: list[str] = []
+
+    def turn(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    values = take_turns(3, {"a": lambda: turn("a"), "b": lambda: turn("b")})
+    assert calls == ["a", "b"] * 3
+    assert values == {"a": [1.0, 3.0, 5.0], "b": [2.0, 4.0, 6.0]}
+
+
+def test_a_ratio_is_the_quotient_of_medians_and_knows_its_floor() -> None:
+    ours = median("ours", "", [90.0, 10.0, 100.0], "images/s")
+    other = median("other", "", [50.0, 45.0, 1.0], "images/s")
+    assert (ours.value, other.value) == (90.0, 45.0)
+    result = ratio("r", "", ours, other, least=2.0)
+    assert result.value == 2.0 and result.met is True
+    assert ratio("r", "", ours, other, least=2.01).met is False
+    assert ratio("r", "", ours, other).met is None
+    assert Figure(name="f", words="", value=1.1, unit="%", most=1.0).met is False
+
+
+def test_steady_speed_of_timm_leaves_out_what_comes_before_the_second_line_of_an_epoch() -> None:
+    lines = [
+        "Train: 0 [   0/20 (  5%)]  Loss: 4.59 (4.59)  Time: 9.000s,    3.55/s  (9.000s,    3.55/s)  LR: 1.000e-03",
+        "Train: 0 [   9/20 ( 50%)]  Loss: 4.31 (4.51)  Time: 0.500s,   64.00/s  (1.400s,   22.86/s)  LR: 1.000e-03",
+        "Train: 0 [  19/20 (100%)]  Loss: 4.28 (4.47)  Time: 0.500s,   64.00/s  (0.950s,   33.68/s)  LR: 1.000e-03",
+        "some other line",
+    ]
+    assert steady(32, lines) == pytest.approx(10 * 32 / 5.0)
+
+
+def test_cost_of_a_commit_is_the_stall_before_it_and_the_slower_steps_beside_it() -> None:
+    lengths = [1.0] * 20
+    lengths[9], lengths[10], lengths[11] = 1.5, 1.25, 1.25  # stalled; written during two steps
+    looks = [sum(lengths[:step]) for step in range(21)]
+    found = {figure.name: figure for figure in figures(looks, [{"step": 10, "stall": 0.5, "seconds": 2.0}], 30.0)}
+    assert found["stall"].value == 500.0
+    assert found["stall_share"].value == pytest.approx(100 * 0.5 / 60)
+    assert found["steps_alone"].value == 1.0
+    assert found["slowdown"].value == pytest.approx(0.8)
+    assert found["cost_share"].value == pytest.approx(100 * 1.0 / 60)
+    assert found["speed"].value == 15.0
+
+
+def test_bench_train_measures_the_whole_path_beside_the_bare_loop(drawn: str) -> None:
+    sizes = ["--model", "test_resnet", "--size", "32", "--batch", "8", "--steps", "8", "--rounds", "1"]
+    found = shown("train", "--data", drawn, *sizes, "--precision", "fp32", "--workers", "0")
+    assert found["bare"]["value"] > 0 and found["whole"]["value"] > 0
+    assert found["whole_per_bare"]["value"] == pytest.approx(quotient(found, "whole", "bare"))
+    assert found["whole_per_bare"]["least"] == 0.93
+
+
+def test_bench_train_names_a_timm_script_that_is_not_there(drawn: str, tmp_path: Path) -> None:
+    from sports_ray.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="--timm-script.*train.py"):
+        CliRunner().invoke(bench, ["train", "--timm-script", str(tmp_path / "none.py")], catch_exceptions=False)
+
+
+def test_bench_loader_measures_every_case_on_all_sides(drawn: str) -> None:
+    found = shown("loader", "--data", drawn, "--size", "32", "--images", "32", "--rounds", "1")
+    for case in CASES:
+        expected = quotient(found, f"{case.name}_ours", f"{case.name}_timm")
+        assert found[f"{case.name}_ratio"]["value"] == pytest.approx(expected)
+        assert found[f"{case.name}_cached_ratio"]["value"] > 0
+    assert {case.name: found[f"{case.name}_ratio"].get("least") for case in CASES}["rand"] == 1.6
+
+
+def test_bench_checkpoint_measures_a_real_run(drawn: str) -> None:
+    found = shown("checkpoint", "--data", drawn, "--model", "test_resnet", "--steps", "32", "--every", "8")
+    assert found["stall_share"]["value"] == pytest.approx(found["stall"]["value"] / 1000 / 60 * 100)
+    assert found["stall_share"]["most"] == 1.0
+    assert found["slowdown"]["value"] == pytest.approx(quotient(found, "steps_beside", "steps_alone"))
+    assert 1 < found["size"]["value"] < 20
+    assert all(math.isfinite(line["value"]) for line in found.values())
+
+
+def test_bench_start_lists_a_folder_twice_and_reads_it_once(tmp_path: Path) -> None:
+    from sports_ray.bench.start import _listing
+
+    first, again = _listing(400, tmp_path, lambda line: None)
+    assert 0 < again.value < first.value
+    assert again.most == pytest.approx(0.02)
