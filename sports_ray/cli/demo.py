@@ -38,7 +38,7 @@ def demo(folder: Path, seed: int, as_json: bool) -> int:
         photos = folder / "photos"
         if not photos.exists():
             report = draw_demo(photos, classes=6, per_class=48, size=112, seed=seed)
-            show.fact("drawn", f"{report.images} photographs of {len(report.classes)} sports in {photos}")
+            show.fact("drawn", f"{sum(report.images.values())} photographs of {len(report.classes)} sports in {photos}")
         rows = []
         with ray_cluster("auto"):
             for model in MODELS:

@@ -68,14 +68,9 @@ class Learner:
         set_train_mode(self.model, self.frozen)
 
     def running_statistics(self) -> list[Tensor]:
-        """Batch norm's running means and variances, in the model's order."""
-        return [
-            tensor
-            for module in self.model.modules()
-            if isinstance(module, _NormBase)
-            for tensor in (module.running_mean, module.running_var)
-            if tensor is not None
-        ]
+        """Batch norm's running means and variances and its counters of batches (int64), in the model's order."""
+        norms = (module for module in self.model.modules() if isinstance(module, _NormBase))
+        return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
     def gradients(self) -> list[Tensor]:
         """Gradients of all parameters that learn now, zeros where a rank had no image; the order is the model's."""

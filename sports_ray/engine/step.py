@@ -157,9 +157,10 @@ def _reduce(learner: Learner, gradients: list[Tensor], statistics: list[Tensor],
     """Sums gradients and facts over ranks and averages batch norm's statistics, weighted by each rank's images."""
     if learner.world.size == 1:
         return
-    if statistics:
-        torch._foreach_mul_(statistics, share)
-    learner.world.sum_many_([*gradients, *statistics, facts])
+    averages = [tensor for tensor in statistics if tensor.is_floating_point()]
+    if averages:
+        torch._foreach_mul_(averages, share)
+    learner.world.sum_many_([*gradients, *averages, facts])
 
 
 def _global_norm(gradients: list[Tensor]) -> Tensor:

@@ -57,7 +57,7 @@ def load_weights(model: nn.Module, weights: str, name: str, classes: Sequence[st
 
     The head is loaded only if it has the model's number of classes and, where the file's sidecar (best.json beside
     best.safetensors) names classes, these are `classes` in the same order. Positions and windows are resized by timm.
-    A model on the meta device is only compared, so that a run finds out before it starts; the hub's file is then cached.
+    A model on the meta device is only compared: so a run finds out before it starts, with the hub's file then cached.
     Raises WeightsError: weights not to be had, unreadable, damaged, or covering less than 99 % of the backbone.
     """
     if weights == "none":
