@@ -40,7 +40,7 @@ def demo(folder: Path, seed: int, as_json: bool) -> int:
             report = draw_demo(photos, classes=6, per_class=48, size=112, seed=seed)
             show.fact("drawn", f"{sum(report.images.values())} photographs of {len(report.classes)} sports in {photos}")
         rows = []
-        with ray_cluster("auto"):
+        with ray_cluster("auto", log=folder / "ray.log"):
             for model in MODELS:
                 config = _config(photos, folder / "runs", model, seed)
                 rows.append(_train(config, show, kill=model == MODELS[0]))
@@ -61,6 +61,7 @@ def _config(photos: Path, store: Path, model: str, seed: int) -> TrainConfig:
         "store.run": model,
         "loop.epochs": EPOCHS,
         "loop.seed": seed,
+        "loop.precision": "fp32",
         "cluster.workers": "1",
         "store.every_steps": 20,
     }

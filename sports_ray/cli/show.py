@@ -33,6 +33,9 @@ def choose_show(as_json: bool) -> Show:
 class JsonShow:
     """One JSON object a line."""
 
+    def __init__(self) -> None:
+        self._out = sys.stdout  # taken now: while Ray is up, sys.stdout leads to a log
+
     def fact(self, name: str, text: str, /, **data: Any) -> None:
         self._line({"event": name, **(data or {"text": text})})
 
@@ -40,10 +43,10 @@ class JsonShow:
         self._line({"event": event["kind"], **{key: value for key, value in event.items() if key != "kind"}})
 
     def close(self) -> None:
-        sys.stdout.flush()
+        self._out.flush()
 
     def _line(self, record: Mapping[str, Any]) -> None:
-        print(json.dumps(record, ensure_ascii=False), flush=True)
+        print(json.dumps(record, ensure_ascii=False), file=self._out, flush=True)
 
 
 class Pace:
@@ -88,17 +91,17 @@ class PlainShow:
     """Lines without control codes; at most one every ten seconds between evaluations."""
 
     def __init__(self) -> None:
-        self._pace, self._last = Pace(), 0.0
+        self._pace, self._last, self._out = Pace(), 0.0, sys.stdout
 
     def fact(self, name: str, text: str, /, **data: Any) -> None:
         for index, line in enumerate(text.splitlines()):
-            print(f"{name if not index else '':<11} {line}", flush=True)
+            print(f"{name if not index else '':<11} {line}", file=self._out, flush=True)
 
     def event(self, event: Mapping[str, Any]) -> None:
         if event["kind"] == "evaluated":
-            print(evaluation_line(event), flush=True)
+            print(evaluation_line(event), file=self._out, flush=True)
         elif line := restart_line(event):
-            print(line, flush=True)
+            print(line, file=self._out, flush=True)
         elif event["kind"] == "step":
             left = self._pace.left(event["step"], event["total_steps"])
             if time.monotonic() - self._last >= PLAIN_SECONDS:
@@ -107,11 +110,12 @@ class PlainShow:
                 print(
                     f"epoch {event['epoch']}/{event['epochs']} · step {event['step']} · {share:.0f} % · "
                     f"{event['images_per_second']:.0f} images/s · loss {event['loss']:.3f} · {left} left",
+                    file=self._out,
                     flush=True,
                 )
 
     def close(self) -> None:
-        sys.stdout.flush()
+        self._out.flush()
 
 
 class LiveShow(PlainShow):
@@ -121,7 +125,7 @@ class LiveShow(PlainShow):
         super().__init__()
         from rich.console import Console
 
-        self._console = Console(highlight=False)
+        self._console = Console(highlight=False, file=self._out)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._best = ""

@@ -128,7 +128,8 @@ def operation(name: str, magnitude: float, negative: bool, increasing: bool = Fa
     if name in ("Color", "Contrast", "Brightness", "Sharpness"):
         return Op(name, max(0.1, 1.0 + sign * level * 0.9) if increasing else level * 1.8 + 0.1)
     if name == "Posterize":
-        return Op(name, 4 - int(level * 4) if increasing else int(level * 4))
+        bits = int(level * 4)
+        return Op(name, max(1, 4 - bits if increasing else bits))  # Pillow refuses 0: a black picture
     if name == "PosterizeOriginal":
         return Op("Posterize", int(level * 4) + 4)
     if name == "Solarize":

@@ -18,6 +18,8 @@ import torch
 logger = logging.getLogger(__name__)
 
 GROWTH_INTERVAL = 2000
+HOST_MEMORY = ("can't allocate memory", "could not create a primitive")
+"""What torch's allocator and oneDNN say on a CPU when there is no memory left."""
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class LossScale:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on the host."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in HOST_MEMORY)
     )
 
 

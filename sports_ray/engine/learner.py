@@ -166,7 +166,7 @@ def choose_precision(config: TrainConfig, model: nn.Module, spec: ImageSpec, dev
             return "bf16"
         return "fp32" if "swinv2" in config.model.name else "fp16"
     seconds = {name: min(_timed_steps(model, config, spec, name)) for name in ("fp32", "bf16")}
-    return "bf16" if seconds["bf16"] < 0.95 * seconds["fp32"] else "fp32"
+    return "bf16" if seconds["bf16"] < 0.85 * seconds["fp32"] else "fp32"
 
 
 def _timed_steps(model: nn.Module, config: TrainConfig, spec: ImageSpec, precision: str) -> Iterator[float]:

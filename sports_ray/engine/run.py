@@ -58,9 +58,11 @@ def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, wo
         requests,
         loader_processes(config, world),
     )
-    with closing(batches), Watchdog() as watchdog:
+    with closing(batches):
         try:
-            reason = _train(session, batches, watchdog)
+            with Watchdog() as watchdog:
+                reason = _train(session, batches, watchdog)
+            # Unwatched: the last commit of a large model may take far longer than a step, and has a limit of its own.
             finish(session, reason)
         finally:
             if session.writer is not None:

@@ -6,7 +6,8 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 # Measured on two cores: Ray's defaults add seconds to each start and each recovery (poll 2 s, watcher and state actors).
 SETTINGS = {
@@ -31,8 +32,21 @@ def prepare_environment(usage_stats: bool) -> None:
 
 
 @contextmanager
-def ray_cluster(address: str, *, usage_stats: bool = False, cpus: int | None = None) -> Iterator[None]:
-    """Joins the cluster at `address` ("auto": RAY_ADDRESS if set, else a local one, which ends with the block)."""
+def ray_cluster(
+    address: str, *, usage_stats: bool = False, cpus: int | None = None, log: Path | None = None
+) -> Iterator[None]:
+    """Joins the cluster at `address` ("auto": RAY_ADDRESS if set, else a local one, which ends with the block).
+
+    Ray's threads print to the standard streams whatever its settings say: in the block these lead to `log`, or nowhere.
+    What is meant for people must have taken hold of the streams before.
+    """
+    log = log or Path(os.devnull)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as sink, redirect_stdout(sink), redirect_stderr(sink):
+        yield from _connected(address, usage_stats, cpus)
+
+
+def _connected(address: str, usage_stats: bool, cpus: int | None) -> Iterator[None]:
     prepare_environment(usage_stats)
     import ray
 

@@ -82,7 +82,8 @@ def train_on_ray(plan: Plan, on_progress: OnProgress, started: float | None = No
     deadline = (started or time.time()) + budget if budget else 0.0
     with Lease.acquire(plan.run_dir.storage) as lease, stop_signals() as stops:
         write_record(plan)
-        with ray_cluster(config.cluster.address, usage_stats=config.cluster.usage_stats):
+        ray_log = plan.run_dir.local_path("logs/ray.log")
+        with ray_cluster(config.cluster.address, usage_stats=config.cluster.usage_stats, log=ray_log):
             watch = Watch(Retries(config.cluster.max_failures))
             while True:
                 result = _fit_once(plan, on_progress, watch, stops, lease, deadline)

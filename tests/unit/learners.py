@@ -67,7 +67,9 @@ def batch_of(schedule: Schedule, step: int, world: World, pixels: Tensor, labels
     return Batch(request, pixels[part], labels[part], torch.arange(request.start, request.stop))
 
 
-def take_step(learner: Learner, schedule: Schedule, progress: Progress, lr: float = 1.0, stop: bool = False) -> StepResult:
+def take_step(
+    learner: Learner, schedule: Schedule, progress: Progress, lr: float = 1.0, stop: bool = False
+) -> StepResult:
     """One step on `epoch_images`; counts it in `progress`."""
     pixels, labels = epoch_images(schedule.train_images, learner.spec.train_size)
     batch = batch_of(schedule, progress.step, learner.world, pixels, labels)

@@ -24,28 +24,28 @@ SECTIONS = {**field_types(TrainConfig), "phase": PhaseConfig}
 
 
 @pytest.mark.parametrize(
-    ("make", "text"),
+    ("section", "setting", "text"),
     [
-        (lambda: LoopConfig(epochs="three"), "loop.epochs; got 'three'; wanted a whole number"),
-        (lambda: LoopConfig(epochs=2.0), "loop.epochs; got 2.0; wanted a whole number"),
-        (lambda: LoopConfig(epochs=True), "loop.epochs; got True; wanted a whole number"),
-        (lambda: OptimConfig(lr="fast"), "optim.lr; got 'fast'; wanted a number"),
-        (lambda: OptimConfig(lr=True), "optim.lr; got True; wanted a number"),
-        (lambda: ModelConfig(compile=1), "model.compile; got 1; wanted true or false"),
-        (lambda: DataConfig(root=7), "data.root; got 7; wanted text"),
-        (lambda: OptimConfig(name="lion"), "optim.name; got lion; wanted adamw or adam or sgd"),
-        (lambda: AugmentConfig(crop_scale=0.5), "augment.crop_scale; got 0.5; wanted a list"),
-        (lambda: AugmentConfig(crop_scale=(0.1, 0.2, 0.3)), "augment.crop_scale; got [0.1, 0.2, 0.3]; wanted 2 values"),
-        (lambda: DataConfig(classes="tennis"), "data.classes; got 'tennis'; wanted a list"),
-        (lambda: DataConfig(classes=("tennis", 3)), "data.classes; got 3; wanted text"),
-        (lambda: LoopConfig(phases=(3,)), "loop.phases; got 3; wanted PhaseConfig"),
-        (lambda: PhaseConfig(epochs=0), "phase.epochs; got 0; wanted a value of at least 1"),
-        (lambda: OptimConfig(lr=101), "optim.lr; got 101.0; wanted a value from 0 to 100"),
+        ("loop", {"epochs": "three"}, "loop.epochs; got 'three'; wanted a whole number"),
+        ("loop", {"epochs": 2.0}, "loop.epochs; got 2.0; wanted a whole number"),
+        ("loop", {"epochs": True}, "loop.epochs; got True; wanted a whole number"),
+        ("optim", {"lr": "fast"}, "optim.lr; got 'fast'; wanted a number"),
+        ("optim", {"lr": True}, "optim.lr; got True; wanted a number"),
+        ("model", {"compile": 1}, "model.compile; got 1; wanted true or false"),
+        ("data", {"root": 7}, "data.root; got 7; wanted text"),
+        ("optim", {"name": "lion"}, "optim.name; got lion; wanted adamw or adam or sgd"),
+        ("augment", {"crop_scale": 0.5}, "augment.crop_scale; got 0.5; wanted a list"),
+        ("augment", {"crop_scale": (0.1, 0.2, 0.3)}, "augment.crop_scale; got [0.1, 0.2, 0.3]; wanted 2 values"),
+        ("data", {"classes": "tennis"}, "data.classes; got 'tennis'; wanted a list"),
+        ("data", {"classes": ("tennis", 3)}, "data.classes; got 3; wanted text"),
+        ("loop", {"phases": (3,)}, "loop.phases; got 3; wanted PhaseConfig"),
+        ("phase", {"epochs": 0}, "phase.epochs; got 0; wanted a value of at least 1"),
+        ("optim", {"lr": 101}, "optim.lr; got 101.0; wanted a value from 0 to 100"),
     ],
 )
-def test_wrong_value_is_refused_by_key_with_what_it_takes(make: Any, text: str) -> None:
+def test_wrong_value_is_refused_by_key_with_what_it_takes(section: str, setting: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError) as error:
-        make()
+        SECTIONS[section](**setting)
     assert str(error.value) == text
 
 

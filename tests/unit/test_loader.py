@@ -5,13 +5,12 @@ from __future__ import annotations
 import gc
 import hashlib
 import itertools
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +192,12 @@ def changed(manifest: Manifest, folder: Path, row: int, data: bytes | None) -> M
 @pytest.mark.parametrize("processes", [0, 2])
 @pytest.mark.parametrize(
     "damage, said",
-    [(None, "No such file"), (b"", "empty"), (b"\xff\xd8\xff\xe0 broken", "cannot be read"), ("cut", "cannot be decoded")],
+    [
+        (None, "No such file"),
+        (b"", "empty"),
+        (b"\xff\xd8\xff\xe0 broken", "cannot be read"),
+        ("cut", "cannot be decoded"),
+    ],
 )
 def test_a_file_that_cannot_be_read_any_more_is_named(
     manifest: Manifest, tmp_path: Path, damage: bytes | str | None, said: str, processes: int
@@ -220,6 +224,15 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether all end within 10 s."""
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.02)  # polls for an effect that has a deadline
+    return not any(map(alive, pids))
 
 
 def test_a_killed_process_is_a_training_error_with_its_signal(manifest: Manifest) -> None:
@@ -251,42 +264,31 @@ def test_closing_ends_the_processes_and_so_does_forgetting_the_stream(manifest: 
             coming.close()
             coming.close()
         del coming
-        gc.collect()
-        assert not any(map(alive, pids))
+        assert gone(pids)
 
 
-PARENT = """
-    import itertools, sys, time
-    from sports_ray.data.loader import Request, stream
-    from sports_ray.data.manifest import Manifest
-    from tests.unit.test_loader import AUGMENT, NO_CACHE, SEED, SPEC, children
-
+def run_a_parent(manifest: Manifest, told: Connection, wait: bool) -> None:
     endless = (Request("train", epoch, 0, 4) for epoch in itertools.count())
-    coming = stream(Manifest.load(sys.argv[1]), NO_CACHE, AUGMENT, SPEC, SEED, endless, 2)
+    coming = stream(manifest, NO_CACHE, AUGMENT, SPEC, SEED, endless, 2)
     next(coming)
-    print(*children(coming), flush=True)
-    if sys.argv[2] == "wait":
-        sys.stdin.read()
-"""
+    told.send(children(coming))
+    if wait:
+        signal.pause()
 
 
 @pytest.mark.parametrize("end", ["killed", "falls off its end"])
-def test_processes_do_not_outlive_their_parent(manifest: Manifest, tmp_path: Path, end: str) -> None:
-    manifest.save(tmp_path / "manifest")
-    command = [sys.executable, "-c", textwrap.dedent(PARENT), str(tmp_path / "manifest"), "wait" * (end == "killed")]
-    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
-    assert parent.stdin and parent.stdout
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
+def test_processes_do_not_outlive_their_parent(manifest: Manifest, end: str) -> None:
+    fork = multiprocessing.get_context("fork")
+    here, there = fork.Pipe()
+    parent = fork.Process(target=run_a_parent, args=(manifest, there, end == "killed"))
+    parent.start()
+    pids = here.recv()
     assert len(pids) == 2
     if end == "killed":
         parent.kill()
-    parent.wait(timeout=20)
-    parent.stdin.close()
-    parent.stdout.close()
-    deadline = time.monotonic() + 10
-    while any(map(alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)  # polls for an effect that has a deadline
-    assert not any(map(alive, pids))
+    parent.join(timeout=20)
+    assert parent.exitcode == (-signal.SIGKILL if end == "killed" else 0)
+    assert gone(pids)
 
 
 def test_the_cache_keeps_a_prefix_within_its_budget() -> None:

@@ -18,17 +18,16 @@ def plans(augment: AugmentConfig, count: int = 2000, epochs_left: int = 5) -> li
 
 def own_share(plan: LanePlan) -> float:
     """Share of its own pixels in an image of ones whose partner is zero."""
-    images = torch.zeros(8, 3, 40, 60)
+    images = torch.zeros(8, 1, 40, 60)
     images[0] = 1
-    partners = plan.partner.tolist()
-    if partners[0] == 0:
+    if int(plan.partner[0]) == 0:
         return -1
     return float(apply_lane(images, plan)[0].double().mean())
 
 
 @pytest.mark.parametrize("augment", [AugmentConfig(mixup=0.2), AugmentConfig(cutmix=1.0), BOTH])
 def test_the_weight_of_the_label_is_the_share_of_the_pixels(augment: AugmentConfig) -> None:
-    for plan in plans(augment, 200):
+    for plan in plans(augment, 60):
         assert 0 <= plan.lam <= 1
         share = own_share(plan)
         assert share == -1 or share == pytest.approx(plan.lam, abs=1e-6)

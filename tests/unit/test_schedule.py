@@ -32,9 +32,7 @@ CASES = [(shape, world) for shape, world in itertools.product(SHAPES, WORLDS) if
 
 
 @pytest.mark.parametrize(("shape", "world"), CASES)
-def test_from_any_step_on_every_position_that_remains_is_read_exactly_once(
-    shape: tuple[int, ...], world: int
-) -> None:
+def test_from_any_step_on_every_position_that_remains_is_read_exactly_once(shape: tuple[int, ...], world: int) -> None:
     plan = schedule_of(shape)
     for step in range(plan.total_steps + 1):
         read: Counter[tuple[int, int]] = Counter()
@@ -43,7 +41,9 @@ def test_from_any_step_on_every_position_that_remains_is_read_exactly_once(
                 if request.split == "train":
                     read.update((request.epoch, position) for position in range(request.start, request.stop))
         epoch, first = plan.epoch_of(step), plan.step_span(step)[0] if step < plan.total_steps else 0
-        remain = [(e, p) for e in range(epoch, plan.epochs) for p in range(plan.train_images) if (e, p) >= (epoch, first)]
+        remain = [
+            (e, p) for e in range(epoch, plan.epochs) for p in range(plan.train_images) if (e, p) >= (epoch, first)
+        ]
         assert read == Counter(remain)
 
 
@@ -62,7 +62,9 @@ def test_requests_after_a_resume_are_the_tail_of_the_unbroken_ones(shape: tuple[
 
 
 @pytest.mark.parametrize(("shape", "world"), CASES)
-def test_an_evaluation_reads_every_row_once_in_batches_that_no_world_changes(shape: tuple[int, ...], world: int) -> None:
+def test_an_evaluation_reads_every_row_once_in_batches_that_no_world_changes(
+    shape: tuple[int, ...], world: int
+) -> None:
     plan = schedule_of(shape)
     shares = [list(plan.eval_requests(rank, world)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1, "a rank with fewer batches would leave the others waiting"
@@ -102,10 +104,9 @@ def test_evaluations_follow_every_nth_epoch_and_the_last() -> None:
 
 def test_evaluation_comes_between_the_epochs() -> None:
     plan = Schedule(4, 3, 2, 1, 2, 1, 2)
-    train, val = "train", "val"
     assert list(plan.requests(0, False, 0, 1)) == [
-        Request(train, 0, 0, 2), Request(train, 0, 2, 4), Request(val, -1, 0, 2), Request(val, -1, 2, 3),
-        Request(train, 1, 0, 2), Request(train, 1, 2, 4), Request(val, -1, 0, 2), Request(val, -1, 2, 3),
+        Request("train", 0, 0, 2), Request("train", 0, 2, 4), Request("val", -1, 0, 2), Request("val", -1, 2, 3),
+        Request("train", 1, 0, 2), Request("train", 1, 2, 4), Request("val", -1, 0, 2), Request("val", -1, 2, 3),
     ]  # fmt: skip
 
 

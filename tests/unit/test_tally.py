@@ -22,7 +22,9 @@ def test_scores_equal_those_of_scikit_learn(images: int, classes: int) -> None:
     logits, labels = draw(images, classes)
     found = scores(tally(logits, labels).tolist())
     every = list(range(classes))
-    assert found["val_acc1"] == top_k_accuracy_score(labels, logits if classes > 2 else logits.diff()[:, 0], k=1, labels=every)
+    assert found["val_acc1"] == top_k_accuracy_score(
+        labels, logits if classes > 2 else logits.diff()[:, 0], k=1, labels=every
+    )
     if classes > 5:
         assert found["val_acc5"] == top_k_accuracy_score(labels, logits, k=5, labels=every)
     else:

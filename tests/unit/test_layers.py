@@ -1,0 +1,102 @@
+"""The order of the packages, read from their imports, and what may be in memory when a command runs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sports_ray
+from sports_ray.data.demo import draw_demo
+from tests.unit.shell import sports_ray as shell
+
+PACKAGE = Path(sports_ray.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+LAYERS = {
+    "errors": 0, "config": 1, "recipe": 2, "data": 3, "model": 3, "score": 3, "store": 4, "engine": 5,
+    "orchestrate": 6, "bench": 7, "cli": 8, "__main__": 9,
+}  # fmt: skip
+"""Right imports left; equal numbers never import each other."""
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import of a file, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, item.name) for item in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: relative import"
+            yield from ((node.lineno, f"{node.module}.{item.name}") for item in node.names)
+
+
+def calls(path: Path) -> Iterator[tuple[int, str, ast.Call]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func), node
+
+
+def test_every_file_stands_in_a_known_layer() -> None:
+    assert {layer_of(path) for path in FILES} - {"__init__"} <= set(LAYERS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_left(path: Path) -> None:
+    here = layer_of(path)
+    for line, name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "sports_ray" or parts[1:] in ([], ["__version__"]):
+            continue
+        assert parts[1] == here or LAYERS[parts[1]] < LAYERS[here], f"{here} imports {parts[1]} in line {line}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_ray_is_met_in_orchestrate_alone_and_pickle_nowhere(path: Path) -> None:
+    found = {name.partition(".")[0] for _, name in imports(path)}
+    assert layer_of(path) == "orchestrate" or "ray" not in found
+    assert not found & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_command_line_prints_and_nobody_runs_what_a_file_says(path: Path) -> None:
+    for line, name, node in calls(path):
+        assert layer_of(path) == "cli" or name not in ("print", "click.echo", "sys.stdout.write"), f"prints in {line}"
+        assert name not in ("eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load"), f"{name} in line {line}"
+        if name == "torch.load":
+            safe = {word.arg: ast.unparse(word.value) for word in node.keywords}.get("weights_only")
+            assert safe == "True", f"torch.load without weights_only=True in line {line}"
+
+
+def imported_by(*words: str) -> set[str]:
+    """Top-level packages in memory after `sports-ray WORDS`, in a new interpreter."""
+    program = (
+        "import sys, sports_ray.cli\n"
+        f"sys.argv = ['sports-ray', *{list(words)}]\n"
+        "try:\n    sports_ray.cli.main()\n"
+        "finally:\n    sys.stderr.write(' '.join({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("--version",)])
+def test_help_needs_no_heavy_package(words: tuple[str, ...]) -> None:
+    found = imported_by(*words)
+    assert "click" in found
+    assert not found & {"torch", "torchvision", "ray", "timm", "pyarrow", "numpy", "PIL", "rich"}
+
+
+def test_training_in_process_never_imports_ray(tmp_path: Path) -> None:
+    draw_demo(tmp_path / "set", classes=2, per_class=4, size=40)
+    words = ["train", "--data", "set", "--model", "test_resnet", "--weights", "none", "--workers", "0", "--epochs", "1"]
+    done = shell(tmp_path, *words, "--precision", "fp32", "--set", "data.image_size=32", "--set", "cluster.threads=1")
+    assert done.code == 0, done.err
+    assert {"torch", "sports_ray"} <= done.imported and "ray" not in done.imported
