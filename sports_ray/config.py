@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args, get_origin
 
 from sports_ray.errors import ConfigError
 
-
 _type_hints = cache(typing.get_type_hints)
 
 

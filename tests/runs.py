@@ -76,7 +76,7 @@ def _train(settings: Mapping[str, Any], kill_at: int, stop_at: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return look(link)
 
-    InProcessLink.should_stop = should_stop  # type: ignore[method-assign]
+    InProcessLink.should_stop = should_stop  # type: ignore[method-assign, assignment]
     outcome = train_here(make_plan(config_from_dict(settings)), lambda event: None)
     raise SystemExit(75 if outcome.status == "paused" else 0)
 

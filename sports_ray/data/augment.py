@@ -117,8 +117,8 @@ def evaluate(image: Tensor, spec: ImageSpec, size: int) -> Tensor:
     """timm's evaluation transform before normalisation: uint8 [3, H, W] -> uint8 [3, size, size].
 
     center: shorter side to size / crop_pct, then the middle; squash: both sides to it; border: the longer side to it,
-    padded with the mean colour. At most two grey levels from timm's, which resizes with Pillow, and nearly always none: at
-    most 1 pixel in 4,000 is more than one level off, and the mean difference is below 0.02."""
+    padded with the mean colour. At most two grey levels from timm's, which resizes with Pillow, and 0.2 in the mean
+    (mostly below 0.01)."""
     height, width = image.shape[-2:]
     target = math.floor(size / spec.crop_pct)
     if spec.crop_mode == "squash":

@@ -45,7 +45,7 @@ class PixelCache:
         return self._pixels[start : start + self._sizes[index]].reshape(height, width, channels)
 
     def put(self, index: int, image: NDArray[np.uint8]) -> None:
-        """Keep an image [H, W, C] if it has a slot of its size. Two processes may do so at once: both write the same."""
+        """Keep an image [H, W, C] if it has a slot of its size. Processes may do so at once, with equal bytes."""
         if index >= self.count or image.size != self._sizes[index]:
             return
         start = self._starts[index]

@@ -10,9 +10,7 @@ import pytest
 from sports_ray.config import (
     LIMITS,
     AugmentConfig,
-    DataConfig,
     LoopConfig,
-    ModelConfig,
     OptimConfig,
     PhaseConfig,
     TrainConfig,

@@ -199,7 +199,7 @@ def limited_run(settings: dict[str, Any], room: int, report: Path) -> None:
         images.append(n)
         count(speed, n)
 
-    InProcessLink.should_stop = should_stop  # type: ignore[method-assign]
+    InProcessLink.should_stop = should_stop  # type: ignore[method-assign, assignment]
     Speed.step = step  # type: ignore[method-assign, assignment]
     train_here(make_plan(config_from_dict(settings)), lambda event: None)
     report.write_text(json.dumps(images))
@@ -285,6 +285,7 @@ def test_only_a_failed_allocation_counts_as_out_of_memory() -> None:
         torch.empty(2**62, dtype=torch.uint8)
     assert is_out_of_memory(error.value)
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError())
+    assert is_out_of_memory(RuntimeError("could not create a primitive")), "so says oneDNN under a memory limit"
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert not is_out_of_memory(NonFiniteError("can't allocate memory"))
 

@@ -131,7 +131,7 @@ def test_bits_do_not_depend_on_processes_or_cache(
 def test_every_scale_of_decoding_is_exercised(manifest: Manifest) -> None:
     sizes = [(row["width"], row["height"]) for row in manifest.rows("train").to_pylist()]
     shrinks = {
-        shrink(sample_params(AUGMENT, SEED, epoch, position, *sizes[row], 32).box, 32)
+        shrink(sample_params(AUGMENT, SEED, epoch, position, sizes[row][0], sizes[row][1], 32).box, 32)
         for epoch in (0, 1)
         for position, row in enumerate(order(SEED, epoch, TRAIN))
     }

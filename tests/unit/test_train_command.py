@@ -100,8 +100,14 @@ def test_default_name_is_model_and_digest_and_holds_no_clock(place: Path) -> Non
 def test_run_with_too_little_time_pauses_before_it_is_over_and_the_printed_command_finishes_it(
     place: Path, tmp_path: Path
 ) -> None:
-    epochs, budget = ("--epochs", "30"), 3.0
-    words = ("--store", str(tmp_path), "--run", "short", *epochs, "--time-budget", f"{budget:g}s", "--json")
+    epochs, readying = ("--epochs", "30"), []
+    for _ in range(2):  # the first may have to start the server of the children
+        begun = time.monotonic()
+        train(place, "--dry-run")
+        readying.append(time.monotonic() - begun)
+    # The reserve of two seconds, and two and a half times what this machine needs to get ready, busy as it may be.
+    budget = 2.2 + 2.5 * min(readying)
+    words = ("--store", str(tmp_path), "--run", "short", *epochs, "--time-budget", f"{budget:.2f}s", "--json")
     begun = time.monotonic()
     paused = train(place, *words)
     assert time.monotonic() - begun < budget
@@ -109,11 +115,11 @@ def test_run_with_too_little_time_pauses_before_it_is_over_and_the_printed_comma
     (event,) = [event for event in paused.events if event["event"] == "paused"]
     assert event["reason"] == "time budget" and 0 < event["step"] < event["total_steps"] == 90
     assert is_committed(tmp_path / "short", event["step"])
-    # Again, with hardly more than the reserve that is kept for the last commit: a step or a few, and people's words.
+    # Again, with hardly more than the reserve that is kept for the last commit: a step or none, and people's words.
     paused = sports_ray(place, *shlex.split(event["command"])[1:], "--time-budget", "2.1s")
     assert paused.code == 75 and not paused.err and not CONTROL.search(paused.out)
     found = re.search(r"step (\d+) of 90 is safe \(time budget\). Go on with:\n +(sports-ray .*)", paused.out)
-    assert found and event["step"] < int(found[1]) and is_committed(tmp_path / "short", int(found[1]))
+    assert found and event["step"] <= int(found[1]) and is_committed(tmp_path / "short", int(found[1]))
 
     assert sports_ray(place, *shlex.split(found[2])[1:]).code == 0
     assert train(place, "--store", str(tmp_path), "--run", "whole", *epochs).code == 0
