@@ -34,7 +34,9 @@ class Checked:
             object.__setattr__(self, item.name, value)
             limits = LIMITS.get(key)
             if limits is not None and not limits[0] <= value <= limits[1]:
-                wanted = f"from {limits[0]:g} to {limits[1]:g}" if limits[1] < INFINITE else f"of at least {limits[0]:g}"
+                wanted = (
+                    f"from {limits[0]:g} to {limits[1]:g}" if limits[1] < INFINITE else f"of at least {limits[0]:g}"
+                )
                 raise ConfigError(key, got=value, want=f"a value {wanted}")
 
 

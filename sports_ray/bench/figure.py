@@ -55,9 +55,7 @@ def take_turns(
 
 def median(name: str, words: str, values: Sequence[float], unit: str, most: float | None = None) -> Figure:
     """The figure of values that were measured once a round."""
-    return Figure(
-        name=name, words=words, value=statistics.median(values), unit=unit, most=most, rounds=tuple(values)
-    )
+    return Figure(name=name, words=words, value=statistics.median(values), unit=unit, most=most, rounds=tuple(values))
 
 
 def ratio(name: str, words: str, above: Figure, below: Figure, least: float | None = None) -> Figure:

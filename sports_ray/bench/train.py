@@ -83,9 +83,7 @@ def _figures(values: Mapping[str, list[float]], cpu: list[CpuTimes]) -> list[Fig
 
 
 def _bare_turn(setting: Setting, classes: int) -> float:
-    return bare_images_per_second(
-        setting.model, setting.size, setting.batch, setting.steps, setting.precision, classes
-    )
+    return bare_images_per_second(setting.model, setting.size, setting.batch, setting.steps, setting.precision, classes)
 
 
 def _timm_turn(setting: Setting, tree: Path, classes: int, say: Say) -> Callable[[], float]:

@@ -120,6 +120,9 @@ def recorded_config(
 def carry_out(config: TrainConfig, show: Show, started: float, dry_run: bool = False) -> int:
     """Plans, shows and runs a training. Returns the exit code."""
     try:
+        from sports_ray.orchestrate.cluster import prepare_environment
+
+        prepare_environment(config.cluster.usage_stats)
         from sports_ray.orchestrate.plan import make_plan
 
         plan = make_plan(config, progress=scan_progress())
@@ -177,53 +180,50 @@ def show_plan(plan: Plan, show: Show) -> None:
 
 def plan_facts(plan: Plan) -> list[tuple[str, str, dict[str, Any]]]:
     """The plan as (name, words, data), for people and for machines."""
-    config, schedule, manifest = plan.config, plan.schedule, plan.manifest
+    schedule, manifest = plan.schedule, plan.manifest
     counts = {split: manifest.rows(split).num_rows for split in ("train", "val", "test")}
     test = f"{counts['test']:,}, untouched" if counts["test"] else "none"
-    photos = (
-        f"{counts['train']:,} train · {counts['val']:,} validation · test: {test} · {len(manifest.classes)} classes"
-    )
-    start = {"none": "from scratch", "auto": "from timm's pretrained weights"}.get(
-        config.model.weights, f"from {config.model.weights}"
-    )
-    model = f"{config.model.name} · {plan.parameters / 1e6:.2f} M parameters · {start} · {plan.image_size} px · {config.loop.precision}"
-    low, high = plan.workers
-    workers = (
-        "in this process"
-        if high == 0
-        else f"{low} worker{'s' * (low > 1)}"
-        if low == high
-        else f"{low} to {high} workers"
-    )
-    every = " or ".join(
-        [f"{config.store.every_steps} steps"] * bool(config.store.every_steps)
-        + [f"{config.store.every_seconds:g} s"] * bool(config.store.every_seconds)
-    )
-    steps = (
-        f"{schedule.epochs} epochs x {schedule.steps_per_epoch} steps · batch {schedule.global_batch} in {schedule.lanes} lanes · "
-        f"commits every {every} ({plan.checkpoint_bytes / 1e6:.0f} MB) · {workers}"
-    )
-    run = f"{plan.run_dir.storage.uri}      {plan.status}"
+    photos = f"{counts['train']:,} train · {counts['val']:,} validation · test: {test}"
+    photos += f" · {len(manifest.classes)} classes"
+    lines = [photos, *(f"! {note}" for note in manifest.notes)]
+    facts = {**counts, "classes": len(manifest.classes), "notes": list(manifest.notes)}
+    sizes = {
+        "epochs": schedule.epochs,
+        "steps_per_epoch": schedule.steps_per_epoch,
+        "total_steps": schedule.total_steps,
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "workers": list(plan.workers),
+    }
+    model = {"name": plan.config.model.name, "parameters": plan.parameters, "image_size": plan.image_size}
     return [
+        ("photos", "\n".join(lines), facts),
+        ("model", _model_words(plan), model),
+        ("plan", _plan_words(plan), sizes),
         (
-            "photos",
-            "\n".join([photos, *(f"! {note}" for note in plan.notes)]),
-            {**counts, "classes": len(manifest.classes), "notes": list(plan.notes)},
+            "run",
+            f"{plan.run_dir.storage.uri}      {plan.status}",
+            {"name": plan.name, "store": plan.store, "status": plan.status},
         ),
-        ("model", model, {"name": config.model.name, "parameters": plan.parameters, "image_size": plan.image_size}),
-        (
-            "plan",
-            steps,
-            {
-                "epochs": schedule.epochs,
-                "steps_per_epoch": schedule.steps_per_epoch,
-                "total_steps": schedule.total_steps,
-                "checkpoint_bytes": plan.checkpoint_bytes,
-                "workers": list(plan.workers),
-            },
-        ),
-        ("run", run, {"name": plan.name, "store": plan.store, "status": plan.status}),
     ]
+
+
+def _model_words(plan: Plan) -> str:
+    model, precision = plan.config.model, plan.config.loop.precision
+    starts = {"none": "from scratch", "auto": "from timm's pretrained weights"}
+    start = starts.get(model.weights, f"from {model.weights}")
+    return f"{model.name} · {plan.parameters / 1e6:.2f} M parameters · {start} · {plan.image_size} px · {precision}"
+
+
+def _plan_words(plan: Plan) -> str:
+    schedule, store, (low, high) = plan.schedule, plan.config.store, plan.workers
+    every = [f"{store.every_steps} steps"] if store.every_steps else []
+    every += [f"{store.every_seconds:g} s"] if store.every_seconds else []
+    workers = f"{low} to {high} workers" if low < high else f"{low} worker{'s' * (low > 1)}"
+    return (
+        f"{schedule.epochs} epochs x {schedule.steps_per_epoch} steps · batch {schedule.global_batch} in "
+        f"{schedule.lanes} lanes · commits every {' or '.join(every)} ({plan.checkpoint_bytes / 1e6:.0f} MB) · "
+        f"{workers if high else 'in this process'}"
+    )
 
 
 def show_dry_run(plan: Plan, show: Show) -> None:

@@ -19,12 +19,15 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",
+    # Threads that wait for each other spin, by default for milliseconds: beside one busy process on two cores a training
+    # of test_resnet took 33 s, with this 16 s; alone it is 5 % slower with this.
+    "GOMP_SPINCOUNT": "3000",
 }
 OBJECT_STORE_BYTES = 128 * 1024 * 1024  # images never pass through it
 
 
-def prepare_environment(usage_stats: bool) -> None:
-    """Sets Ray's switches before it is imported; what the user has set stays."""
+def prepare_environment(usage_stats: bool = False) -> None:
+    """Sets switches that Ray and torch read when they are imported; what the user has set stays."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if not usage_stats:

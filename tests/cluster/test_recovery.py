@@ -17,7 +17,7 @@ from sports_ray.config import TrainConfig
 from sports_ray.errors import TrainingError
 from sports_ray.orchestrate.plan import make_plan
 from sports_ray.orchestrate.train import train_on_ray
-from tests.runs import results, small_config, train_in_child
+from tests.support.runs import results, small_config, train_in_child
 
 EPOCHS = 60  # 240 steps: long enough to be killed in the middle
 
@@ -72,7 +72,7 @@ def test_two_workers_killed_once_equal_two_workers_unbroken(ray_session: None, p
 def test_killed_driver_goes_on_with_the_same_command(photos: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
     config = ray_config(photos, tmp_path, loop__epochs=EPOCHS)
     program = (
-        "import sys, json; from tests.runs import config_from_dict;"
+        "import sys, json; from tests.support.runs import config_from_dict;"
         "from sports_ray.orchestrate.plan import make_plan; from sports_ray.orchestrate.train import train_on_ray;"
         "train_on_ray(make_plan(config_from_dict(json.loads(sys.argv[1]))), lambda e: print(e['kind'], flush=True))"
     )

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-CLASSES = (
-    "air hockey,ampute football,archery,arm wrestling,axe throwing,balance beam,barell racing,baseball,basketball"
-)
+CLASSES = "air hockey,ampute football,archery,arm wrestling,axe throwing,balance beam,barell racing,baseball,basketball"
 
 
 def command(photographs: Path, store: Path, run: str, *more: str) -> list[str]:

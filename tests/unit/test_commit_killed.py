@@ -11,8 +11,8 @@ import torch
 from sports_ray.store.commit import begin_attempt, newest, read_commit, write_commit
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import Storage, open_storage
+from tests.support.killed import in_memory, points_of, run_killed
 
-from .killed import in_memory, points_of, run_killed
 from .test_commit import commit, copy_of, files_of, start_run, tensors
 
 

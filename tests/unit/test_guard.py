@@ -25,8 +25,7 @@ from sports_ray.errors import NonFiniteError, TrainingError
 from sports_ray.recipe import config_from_dict, config_to_dict
 from sports_ray.store.commit import list_commits, newest, read_commit
 from sports_ray.store.storage import open_storage
-from tests.runs import FORKS, small_config
-from tests.unit.learners import (
+from tests.support.learners import (
     assert_close,
     assert_same_bits,
     batch_of,
@@ -36,8 +35,9 @@ from tests.unit.learners import (
     snapshot,
     take_step,
 )
-from tests.unit.ranks import on_ranks
-from tests.unit.shell import sports_ray
+from tests.support.ranks import on_ranks
+from tests.support.runs import FORKS, small_config
+from tests.support.shell import sports_ray
 
 M_MMAP_THRESHOLD = -3
 """Of glibc's malloc.h."""

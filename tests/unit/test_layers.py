@@ -12,7 +12,7 @@ import pytest
 
 import sports_ray
 from sports_ray.data.demo import draw_demo
-from tests.unit.shell import sports_ray as shell
+from tests.support.shell import sports_ray as shell
 
 PACKAGE = Path(sports_ray.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

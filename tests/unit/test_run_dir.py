@@ -14,8 +14,7 @@ from sports_ray.errors import RunError, WeightsError
 from sports_ray.store.commit import begin_attempt, list_commits, write_commit
 from sports_ray.store.run_dir import RunDir, checked_run_name, list_runs, retained
 from sports_ray.store.storage import open_storage
-
-from .killed import in_memory, points_of, run_killed
+from tests.support.killed import in_memory, points_of, run_killed
 
 OLD, NEW = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
 

@@ -10,7 +10,7 @@ import torch
 
 from sports_ray.engine.learner import Progress
 from sports_ray.engine.world import World
-from tests.unit.learners import (
+from tests.support.learners import (
     CLASSES,
     assert_close,
     assert_same_bits,
@@ -20,7 +20,7 @@ from tests.unit.learners import (
     snapshot,
     take_step,
 )
-from tests.unit.ranks import on_ranks
+from tests.support.ranks import on_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

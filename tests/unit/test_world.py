@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sports_ray.engine.world import BUCKET_ELEMENTS, World, _buckets
-from tests.unit.ranks import on_ranks
+from tests.support.ranks import on_ranks
 
 
 def agree(world: World) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sports_ray.data.demo import draw_demo
-from tests.unit.shell import Shown, sports_ray
+from tests.support.shell import Shown, sports_ray
 
 TRAIN = ("train", "--data", "set", "--model", "test_resnet", "--weights", "none", "--workers", "0")
 

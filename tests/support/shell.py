@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.runs import FORKS
+from tests.support.runs import FORKS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sports_ray.data.demo import draw_demo
-from tests.runs import results, small_config, train_in_child
+from tests.support.runs import results, small_config, train_in_child
 
 LOOKS = 2 * (4 + 2)  # two epochs of four steps and two validation batches
 

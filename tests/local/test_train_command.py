@@ -15,7 +15,7 @@ from sports_ray.data.demo import draw_demo
 from sports_ray.recipe import build_config, config_from_dict
 from sports_ray.store.commit import read_commit
 from sports_ray.store.storage import open_storage
-from tests.unit.shell import Shown, sports_ray
+from tests.support.shell import Shown, sports_ray
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x9b]")
 SETTINGS = {

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from sports_ray.engine.world import World
-from tests.runs import FORKS
+from tests.support.runs import FORKS
 
 Task = Callable[..., dict[str, Any]]
 

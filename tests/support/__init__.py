@@ -1,0 +1,1 @@
+"""What tests share: small real runs, killed processes, gloo ranks, the command line."""
