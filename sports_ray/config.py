@@ -114,7 +114,7 @@ class DataConfig(Checked):
     loader_processes: int = -1
     """Processes that decode and augment, for each worker; -1: chosen from the cores, 0: in the training process."""
     cache_gb: float = -1.0
-    """Memory in GiB, a worker, for decoded training images; -1: a tenth of what is free, 0: none."""
+    """Memory in GiB, a worker, for decoded images; -1: a tenth of what is free, shared by a machine's workers, 0: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,10 @@ class Watchdog:
         self._gaps.append(now - self._last)
         self._last = now
 
+    def wait(self) -> None:
+        """Says that the process waits on purpose, for a slow store; leaves the measured times alone."""
+        self._last = time.monotonic()
+
     @property
     def patience(self) -> float:
         """Seconds without a beat that are too many. The first steps may compile or tune kernels: they get more."""

@@ -16,8 +16,8 @@ from sports_ray.data.manifest import Manifest
 from sports_ray.engine.evaluate import add_batch, empty_sums, summarise
 from sports_ray.engine.guard import Watchdog
 from sports_ray.engine.link import Link
-from sports_ray.engine.save import commit, commit_is_due, finish
-from sports_ray.engine.session import Session, loader_processes, open_session
+from sports_ray.engine.save import SAVE_SECONDS, commit, commit_is_due, finish
+from sports_ray.engine.session import Session, loader_config, loader_processes, open_session
 from sports_ray.engine.step import StepResult, optimiser_step
 from sports_ray.engine.world import World
 from sports_ray.model.optim import learning_rate
@@ -25,6 +25,8 @@ from sports_ray.store.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 60.0
+"""Least seconds without a step after which rank 0 counts as hung."""
 CLOSE_SECONDS = 60.0
 """How long an ending process waits for a commit that is still being written."""
 
@@ -51,7 +53,7 @@ def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, wo
     requests = schedule.requests(progress.step, progress.evaluated == progress.step, world.rank, world.size)
     batches = stream(
         manifest,
-        config.data,
+        loader_config(config, world),
         config.augment,
         session.learner.spec,
         config.loop.seed,
@@ -60,7 +62,9 @@ def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, wo
     )
     with closing(batches):
         try:
-            with Watchdog() as watchdog:
+            # One rank's hang stops all of them in the next sum: rank 0 finds it. The others may have to wait for its store.
+            with Watchdog(least=PATIENCE if world.rank == 0 else 2 * SAVE_SECONDS) as watchdog:
+                session.watchdog = watchdog
                 reason = _train(session, batches, watchdog)
             # Unwatched: the last commit of a large model may take far longer than a step, and has a limit of its own.
             finish(session, reason)

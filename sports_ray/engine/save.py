@@ -40,6 +40,8 @@ def commit(session: Session, wait: bool = False) -> None:
     start = time.perf_counter()
     while writer.busy:
         time.sleep(0.001)
+        if session.watchdog is not None:
+            session.watchdog.wait()
     tensors = {name: _host_copy(group) for name, group in session.learner.tensors().items()}
     state, step, keep, best = progress.to_json(), progress.step, session.config.store.keep, progress.best_step
     stall = time.perf_counter() - start

@@ -6,14 +6,16 @@ import logging
 import os
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from sports_ray.config import ImageSpec, TrainConfig
+from sports_ray.config import DataConfig, ImageSpec, TrainConfig
+from sports_ray.data.cache import budget_bytes
 from sports_ray.data.manifest import Manifest
+from sports_ray.engine.guard import Watchdog
 from sports_ray.engine.learner import Learner, Progress, build_learner, choose_precision
 from sports_ray.engine.link import Link
 from sports_ray.engine.record import Speed, system_facts
@@ -45,6 +47,7 @@ class Session:
     writer: AsyncWriter | None
     """On rank 0 alone: only it commits, since all ranks hold the same state."""
     speed: Speed = field(default_factory=Speed)
+    watchdog: Watchdog | None = None
     phase: str | None = None
     """Parameters that learn now, as the phase names them; None: all."""
     opened_at: float = field(default_factory=time.monotonic)
@@ -113,7 +116,7 @@ def _start(config: TrainConfig, manifest: Manifest, resumed: bool) -> tuple[nn.M
     model = create(config.model, len(manifest.classes), config.data.image_size)
     if not resumed:
         report = load_weights(model, config.model.weights, config.model.name, manifest.classes)
-        logger.info("weights: source=%s coverage=%.4f", report.source, report.coverage)
+        logger.info("weights: source=%s coverage=%.4f head=%s", report.source, report.coverage, report.head)
     return model, image_spec(model, config.data.image_size)
 
 
@@ -145,6 +148,13 @@ def _settle(config: TrainConfig, run_dir: RunDir, world: World, model: nn.Module
     elif world.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     return settled["precision"]
+
+
+def loader_config(config: TrainConfig, world: World) -> DataConfig:
+    """Settles `data.cache_gb = -1`: the ranks of a machine share a tenth of the memory that is free."""
+    if config.data.cache_gb >= 0:
+        return config.data
+    return replace(config.data, cache_gb=budget_bytes(-1) / 2**30 / world.local_size)
 
 
 def loader_processes(config: TrainConfig, world: World) -> int:

@@ -20,6 +20,7 @@ from sports_ray.data.manifest import Manifest, build_manifest
 from sports_ray.engine.schedule import Schedule
 from sports_ray.errors import ConfigError, DataError, RunError, WeightsError
 from sports_ray.model.build import create, image_spec, parameter_count, resolve_name, trainable
+from sports_ray.model.weights import load_weights
 from sports_ray.recipe import changed_keys, config_from_dict, config_to_dict, digest, identity
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import open_storage
@@ -55,25 +56,8 @@ def make_plan(config: TrainConfig, *, progress: Callable[[int, int], None] | Non
 
     Raises UserError for anything that the user has to mend.
     """
-    if not config.model.name:
-        raise ConfigError(
-            "model.name", got="nothing", want="a timm model", cure="--model NAME; see `sports-ray models`"
-        )
-    if not config.data.root:
-        raise DataError("data.root", got="nothing", want="a folder of photographs", cure="--data DIR")
     given_name = config.model.name
-    _check_weights(config.model.weights)
-    augment.check(config.augment)
-    gpus = gpu_count()
-    workers = parse_workers(config.cluster.workers, gpus)
-    if workers[1] > config.loop.lanes:
-        raise ConfigError(
-            "workers",
-            got=workers[1],
-            want=f"at most loop.lanes = {config.loop.lanes}",
-            cure=f"--set loop.lanes={workers[1]}",
-        )
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=resolve_name(given_name)))
+    config, workers, gpus = _checked(config)
     manifest = build_manifest(config.data, progress=progress)
     train, val = manifest.rows("train").num_rows, manifest.rows("val").num_rows
     if not train:
@@ -100,7 +84,34 @@ def make_plan(config: TrainConfig, *, progress: Callable[[int, int], None] | Non
         status="new",
         notes=manifest.notes,
     )
-    return dataclasses.replace(plan, status=_status(plan))
+    status = _status(plan)
+    if status == "new":
+        # On the meta device loading only compares: weights that do not fit, or cannot be had, are told before any worker starts.
+        load_weights(model, config.model.weights, config.model.name, manifest.classes)
+    return dataclasses.replace(plan, status=status)
+
+
+def _checked(config: TrainConfig) -> tuple[TrainConfig, tuple[int, int], int]:
+    """The config with the model's full name, the workers and the GPUs, after all that can be checked without the data."""
+    if not config.model.name:
+        raise ConfigError(
+            "model.name", got="nothing", want="a timm model", cure="--model NAME; see `sports-ray models`"
+        )
+    if not config.data.root:
+        raise DataError("data.root", got="nothing", want="a folder of photographs", cure="--data DIR")
+    _check_weights(config.model.weights)
+    augment.check(config.augment)
+    gpus = gpu_count()
+    workers = parse_workers(config.cluster.workers, gpus)
+    if workers[1] > config.loop.lanes:
+        raise ConfigError(
+            "workers",
+            got=workers[1],
+            want=f"at most loop.lanes = {config.loop.lanes}",
+            cure=f"--set loop.lanes={workers[1]}",
+        )
+    model = dataclasses.replace(config.model, name=resolve_name(config.model.name))
+    return dataclasses.replace(config, model=model), workers, gpus
 
 
 def checkpoint_size(config: TrainConfig, parameters: int) -> int:

@@ -304,7 +304,8 @@ def stuck_run(settings: dict[str, Any], stderr: Path) -> None:
     for path in Path(plan.manifest.root).glob("train/*/*"):
         path.unlink()
         os.mkfifo(path)
-    run.Watchdog = functools.partial(Watchdog, least=0.1, first=0.3)  # type: ignore[assignment, misc]
+    run.PATIENCE = 0.1
+    run.Watchdog = functools.partial(Watchdog, first=0.3)  # type: ignore[assignment, misc]
     train_here(plan, lambda event: None)
 
 
@@ -330,7 +331,8 @@ def slow_store_run(settings: dict[str, Any]) -> None:
         return write(*arguments)
 
     save.write_commit = slow  # type: ignore[assignment]
-    run.Watchdog = functools.partial(Watchdog, least=0.1, first=1.0)  # type: ignore[assignment, misc]
+    run.PATIENCE = 0.1
+    run.Watchdog = functools.partial(Watchdog, first=1.0)  # type: ignore[assignment, misc]
     train_here(make_plan(config_from_dict(settings)), lambda event: None)
 
 
