@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sports_ray.errors import ConfigError, TrainingError
@@ -26,6 +26,7 @@ def timm_images_per_second(
     epochs: int,
     precision: str,
     workers: int,
+    environment: Mapping[str, str],
 ) -> float:
     """Its steady speed; `data` holds train/CLASS/FILE."""
     device = "cuda" if _has_cuda() else "cpu"
@@ -40,7 +41,8 @@ def timm_images_per_second(
         command += ["--amp", "--amp-dtype", {"bf16": "bfloat16", "fp16": "float16"}[precision]]
     with tempfile.TemporaryDirectory(prefix="sports-ray-bench-") as folder:
         command += ["--output", folder]
-        done = subprocess.run([sys.executable, str(script), *command], capture_output=True, text=True, check=False)
+        command = [sys.executable, str(script), *command]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
         raise TrainingError("timm's training script failed", got=last, cure="one that fits the timm installed here")

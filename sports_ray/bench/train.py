@@ -90,6 +90,8 @@ def _timm_turn(setting: Setting, tree: Path, classes: int, say: Say) -> Callable
     """One turn of timm's script, with one loader process or two, whichever a trial finds faster."""
     images = sum(1 for _ in tree.glob("train/*/*"))
     epochs = -(-setting.steps // max(1, images // setting.batch))
+    # As the user has it: starting Ray, in the turns before, changes this process's.
+    environment = dict(os.environ)
 
     def run(workers: int) -> float:
         return timm_images_per_second(
@@ -102,6 +104,7 @@ def _timm_turn(setting: Setting, tree: Path, classes: int, say: Say) -> Callable
             epochs=epochs,
             precision=setting.precision,
             workers=workers,
+            environment=environment,
         )
 
     trial = {workers: run(workers) for workers in (1, 2)}

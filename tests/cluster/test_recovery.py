@@ -74,7 +74,7 @@ def test_killed_driver_goes_on_with_the_same_command(photos: Path, unbroken: dic
     program = (
         "import sys, json; from tests.support.runs import config_from_dict;"
         "from sports_ray.orchestrate.plan import make_plan; from sports_ray.orchestrate.train import train_on_ray;"
-        "train_on_ray(make_plan(config_from_dict(json.loads(sys.argv[1]))), lambda e: print(e['kind'], flush=True))"
+        "train_on_ray(make_plan(config_from_dict(json.loads(sys.argv[1]))), lambda e: print(e['kind'], file=sys.__stdout__, flush=True))"
     )
     import json
 
@@ -88,7 +88,7 @@ def test_killed_driver_goes_on_with_the_same_command(photos: Path, unbroken: dic
             driver.kill()
             break
     assert driver.wait(30) == -signal.SIGKILL
-    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL, env={**os.environ, "RAY_ADDRESS": ""})
+    subprocess.run(command, check=True, timeout=240, stdout=subprocess.DEVNULL, env={**os.environ, "RAY_ADDRESS": ""})
     assert results(config) == unbroken
 
 
