@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +18,18 @@ from sports_ray.config import TrainConfig
 from sports_ray.errors import TrainingError
 from sports_ray.orchestrate.plan import make_plan
 from sports_ray.orchestrate.train import train_on_ray
+from sports_ray.recipe import config_to_dict
 from tests.support.runs import results, small_config, train_in_child
 
+DRIVER = """
+import json, sys
+from sports_ray.orchestrate.plan import make_plan
+from sports_ray.orchestrate.train import train_on_ray
+from sports_ray.recipe import config_from_dict
+
+plan = make_plan(config_from_dict(json.loads(sys.argv[1])))
+train_on_ray(plan, lambda event: print(event["kind"], file=sys.__stdout__, flush=True))
+"""
 EPOCHS = 60  # 240 steps: long enough to be killed in the middle
 
 
@@ -71,16 +82,7 @@ def test_two_workers_killed_once_equal_two_workers_unbroken(ray_session: None, p
 
 def test_killed_driver_goes_on_with_the_same_command(photos: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
     config = ray_config(photos, tmp_path, loop__epochs=EPOCHS)
-    program = (
-        "import sys, json; from tests.support.runs import config_from_dict;"
-        "from sports_ray.orchestrate.plan import make_plan; from sports_ray.orchestrate.train import train_on_ray;"
-        "train_on_ray(make_plan(config_from_dict(json.loads(sys.argv[1]))), lambda e: print(e['kind'], file=sys.__stdout__, flush=True))"
-    )
-    import json
-
-    from sports_ray.recipe import config_to_dict
-
-    command = [sys.executable, "-c", program, json.dumps(config_to_dict(config))]
+    command = [sys.executable, "-c", DRIVER, json.dumps(config_to_dict(config))]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "RAY_ADDRESS": ""})
     assert driver.stdout is not None
     for line in driver.stdout:
