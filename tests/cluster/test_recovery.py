@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sports_ray.config import TrainConfig
-from sports_ray.errors import TrainingError
+from sports_ray.errors import DataError, TrainingError
 from sports_ray.orchestrate.plan import make_plan
 from sports_ray.orchestrate.train import train_on_ray
 from sports_ray.recipe import config_to_dict
@@ -95,16 +95,15 @@ def test_killed_driver_goes_on_with_the_same_command(photos: Path, unbroken: dic
 
 
 def test_error_that_no_retry_mends_ends_the_run_at_once(ray_session: None, photos: Path, tmp_path: Path) -> None:
-    config = ray_config(photos, tmp_path, model__weights=str(tmp_path / "odd.safetensors"))
-    from safetensors.torch import save_file
-    from torch import zeros
-
-    save_file({"nothing.weight": zeros(3)}, tmp_path / "odd.safetensors")
-    start = time.monotonic()
-    with pytest.raises(Exception, match="weights do not fit test_resnet") as caught:
-        train_on_ray(make_plan(config), lambda event: None)
-    assert caught.value.exit_code == 2  # type: ignore[attr-defined]
-    assert time.monotonic() - start < 60
+    mine = tmp_path / "set"
+    shutil.copytree(photos, mine)
+    plan = make_plan(ray_config(mine, tmp_path))
+    lost = sorted(mine.glob("train/*/*"))[0]
+    lost.unlink()
+    starts: list[str] = []
+    with pytest.raises(DataError, match=lost.name):
+        train_on_ray(plan, lambda event: starts.append(event["kind"]))
+    assert starts.count("workers") == 1, "it was tried again"
 
 
 def test_workers_that_keep_dying_end_the_run_with_the_reason(ray_session: None, photos: Path, tmp_path: Path) -> None:
