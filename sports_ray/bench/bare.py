@@ -1,9 +1,17 @@
-"""The loop that a competent engineer writes when nothing else is asked of it: what any trainer can reach."""
+"""The loop that a competent engineer writes when nothing else is asked of it, in a process of its own.
+
+`python -m sports_ray.bench.bare MODEL SIZE BATCH STEPS PRECISION CLASSES FILE` writes its images per second into the file.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -13,6 +21,17 @@ from sports_ray.engine.learner import DTYPES
 WARM_UP = 2
 BATCHES = 4
 """Different batches in memory."""
+
+
+def bare_turn(
+    model: str, size: int, batch: int, steps: int, precision: str, classes: int, environment: Mapping[str, str]
+) -> float:
+    """Images per second of `bare_images_per_second` in a new process: what speeds our training up must not reach it."""
+    with tempfile.TemporaryDirectory(prefix="sports-ray-bare-") as folder:
+        report = Path(folder, "images_per_second")
+        words = [model, *map(str, (size, batch, steps)), precision, str(classes), str(report)]
+        subprocess.run([sys.executable, "-m", "sports_ray.bench.bare", *words], check=True, env=environment)
+        return float(report.read_text())
 
 
 def bare_images_per_second(model: str, size: int, batch: int, steps: int, precision: str, classes: int) -> float:
@@ -46,3 +65,9 @@ def bare_images_per_second(model: str, size: int, batch: int, steps: int, precis
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    name, size, batch, steps, dtype, classes, file = sys.argv[1:]
+    speed = bare_images_per_second(name, int(size), int(batch), int(steps), dtype, int(classes))
+    Path(file).write_text(str(speed))

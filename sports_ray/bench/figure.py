@@ -59,8 +59,7 @@ def median(name: str, words: str, values: Sequence[float], unit: str, most: floa
 
 
 def ratio(name: str, words: str, above: Figure, below: Figure, least: float | None = None) -> Figure:
-    """How many times `below` is `above`: the quotient of the two medians; beside it that of each round."""
-    pairs = zip(above.rounds, below.rounds, strict=False)
-    quotients = tuple(one / other for one, other in pairs)
-    value = above.value / below.value
+    """How many times `below` is `above`: the median of the rounds' quotients, for a machine's speed drifts between rounds."""
+    quotients = tuple(one / other for one, other in zip(above.rounds, below.rounds, strict=True))
+    value = statistics.median(quotients)
     return Figure(name=name, words=words, value=value, unit="x", least=least, rounds=quotients)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sports_ray.bench.bare import bare_images_per_second
+from sports_ray.bench.bare import bare_turn
 from sports_ray.bench.figure import Figure, Say, median, ratio, take_turns
 from sports_ray.bench.photos import linked, listed, photographs
 from sports_ray.bench.timm_script import timm_images_per_second
@@ -31,7 +31,7 @@ class Setting:
     model: str = "convnext_atto"
     size: int = 128
     batch: int = 32
-    steps: int = 60
+    steps: int = 120
     """Steps of one turn."""
     rounds: int = 3
     precision: str = "bf16"
@@ -41,8 +41,10 @@ class Setting:
     """Photographs a class, where they are drawn."""
 
 
-def bench_train(setting: Setting, say: Say = lambda line: None) -> list[Figure]:
-    """Images per second of each side, their ratios, and the share of the cores' time that the loader takes."""
+def bench_train(setting: Setting, environment: Mapping[str, str], say: Say = lambda line: None) -> list[Figure]:
+    """Images per second of each side, their ratios, and the share of the cores' time that the loader takes.
+
+    `environment`: the user's, for the other sides; this process's was changed for ours."""
     if setting.timm_script and not Path(setting.timm_script).is_file():
         raise ConfigError("--timm-script", got=setting.timm_script, want="timm's train.py", cure="check the path")
     with tempfile.TemporaryDirectory(prefix="sports-ray-bench-") as name:
@@ -53,11 +55,11 @@ def bench_train(setting: Setting, say: Say = lambda line: None) -> list[Figure]:
         tree = linked(manifest, folder / "linked", round(1.02 * setting.steps * setting.batch))
         whole = Whole(setting, tree, folder)
         turns: dict[str, Callable[[], float]] = {
-            "bare": partial(_bare_turn, setting, len(manifest.classes)),
+            "bare": partial(_bare_turn, setting, len(manifest.classes), environment),
             "whole": whole.images_per_second,
         }
         if setting.timm_script:
-            turns["timm"] = _timm_turn(setting, tree, len(manifest.classes), say)
+            turns["timm"] = _timm_turn(setting, tree, len(manifest.classes), environment, say)
         values = take_turns(setting.rounds, turns, say)
     return _figures(values, whole.cpu)
 
@@ -82,16 +84,17 @@ def _figures(values: Mapping[str, list[float]], cpu: list[CpuTimes]) -> list[Fig
     return figures
 
 
-def _bare_turn(setting: Setting, classes: int) -> float:
-    return bare_images_per_second(setting.model, setting.size, setting.batch, setting.steps, setting.precision, classes)
+def _bare_turn(setting: Setting, classes: int, environment: Mapping[str, str]) -> float:
+    precision = setting.precision
+    return bare_turn(setting.model, setting.size, setting.batch, setting.steps, precision, classes, environment)
 
 
-def _timm_turn(setting: Setting, tree: Path, classes: int, say: Say) -> Callable[[], float]:
+def _timm_turn(
+    setting: Setting, tree: Path, classes: int, environment: Mapping[str, str], say: Say
+) -> Callable[[], float]:
     """One turn of timm's script, with one loader process or two, whichever a trial finds faster."""
     images = sum(1 for _ in tree.glob("train/*/*"))
     epochs = -(-setting.steps // max(1, images // setting.batch))
-    # As the user has it: starting Ray, in the turns before, changes this process's.
-    environment = dict(os.environ)
 
     def run(workers: int) -> float:
         return timm_images_per_second(

@@ -106,7 +106,8 @@ def apply(image: Tensor, params: Params, spec: ImageSpec, shrink: int = 1) -> Te
         pixels = policy.jitter(pixels, *params.jitter)
     for op in params.ops:
         pixels = policy.run(pixels, op, fill)
-    out = np.array(pixels, order="C")
+    fresh = pixels.flags.c_contiguous and pixels.flags.writeable
+    out = pixels if fresh else np.array(pixels, order="C")
     if params.erase is not None:
         top, left, height, width = params.erase
         out[:, top : top + height, left : left + width] = np.array(fill, np.uint8)[:, None, None]

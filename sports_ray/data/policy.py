@@ -152,18 +152,18 @@ def jitter(image: Pixels, brightness: float, contrast: float, saturation: float)
     """Colour jitter by three factors, uint8 [3, H, W]: one linear map, clipped and rounded once, at the end.
 
     So the order of the three does not matter, and it takes 0.1 ms at 160 px; Pillow's three enhancements take 0.4."""
-    red, green, blue = image
-    grey = np.multiply(red, np.float32(0.299), dtype=np.float32)
-    grey += np.multiply(green, np.float32(0.587), dtype=np.float32)
-    grey += np.multiply(blue, np.float32(0.114), dtype=np.float32)
+    levels = np.array(image, dtype=np.float32, order="C")
+    grey = levels[0] * np.float32(0.299)
+    grey += levels[1] * np.float32(0.587)
+    grey += levels[2] * np.float32(0.114)
     mean = grey.mean()
     grey *= np.float32(brightness * contrast * (1 - saturation))
     grey += np.float32(brightness * (1 - contrast)) * mean + np.float32(0.5)
-    out = np.empty_like(image)
-    for channel, changed in zip(image, out, strict=True):  # one at a time: they stay in the processor's cache
-        levels = np.multiply(channel, np.float32(brightness * contrast * saturation), dtype=np.float32)
-        levels += grey
-        changed[:] = np.clip(levels, 0, 255, out=levels)
+    out = np.empty(levels.shape, np.uint8)
+    for channel, changed in zip(levels, out, strict=True):  # one at a time: they stay in the processor's cache
+        channel *= np.float32(brightness * contrast * saturation)
+        channel += grey
+        changed[:] = np.clip(channel, 0, 255, out=channel)
     return out
 
 

@@ -8,6 +8,7 @@ step       one optimiser step: forward, backward, reduce, finite check, clip, up
 evaluate   scores of raw and EMA weights on the validation split
 guard      loss scale, out-of-memory, watchdog
 record     metrics, timings, TensorBoard
+memory     keeps freed tensors' memory in the process, and the collector away from what stays
 session    what one process works with while it trains, from the resume on
 save       commits, and the weights of a finished run
 run        the loop: step, evaluate, commit, stop

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from sports_ray.data.loader import Batch
+from sports_ray.engine.guard import is_out_of_memory
 from sports_ray.engine.learner import Learner
+from sports_ray.engine.memory import give_back
 from sports_ray.score.tally import COLUMNS, scores, tally
+
+logger = logging.getLogger(__name__)
 
 
 def empty_sums(learner: Learner) -> Tensor:
@@ -18,16 +24,34 @@ def empty_sums(learner: Learner) -> Tensor:
 
 @torch.no_grad()
 def add_batch(learner: Learner, sums: Tensor, batch: Batch) -> None:
-    """Adds one validation batch to `sums`, in place."""
-    if not len(batch.labels):
-        return
-    images = learner.normalise(batch.images)
-    labels = batch.labels.to(learner.world.device, non_blocking=True)
+    """Adds one validation batch to `sums`, in place; where memory runs out, in halves of halves of it."""
     learner.model.eval()
+    first, images = 0, len(batch.labels)
+    while first < images:
+        chunk = min(learner.eval_chunk or images, images)
+        try:
+            sums += _chunk_sums(learner, batch, slice(first, first + chunk))
+            first += chunk
+            continue
+        except Exception as error:
+            if not is_out_of_memory(error) or chunk == 1:
+                raise
+        # Outside the except block: the traceback there still holds the activations.
+        give_back()
+        learner.eval_chunk = (chunk + 1) // 2
+        logger.warning("out of memory in evaluation: chunk=%d -> %d", chunk, learner.eval_chunk)
+
+
+def _chunk_sums(learner: Learner, batch: Batch, part: slice) -> Tensor:
+    """int64 [2, 4], as `empty_sums`, of a part of a batch."""
+    images = learner.normalise(batch.images[part])
+    labels = batch.labels[part].to(learner.world.device, non_blocking=True)
+    sums = empty_sums(learner)
     with learner.autocast():
         sums[0] += tally(learner.model(images), labels)
         if learner.ema is not None:
             sums[1] += tally(functional_call(learner.model, learner.ema.tensors(), (images,)), labels)
+    return sums
 
 
 def summarise(learner: Learner, sums: Tensor) -> dict[str, float]:

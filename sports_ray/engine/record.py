@@ -79,7 +79,18 @@ def write_scalars(run_dir: RunDir, history: Sequence[Mapping[str, Any]]) -> None
 
 def system_facts(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the run's record: bits are promised for equal ones only."""
-    packages = ("sports-ray", "torch", "torchvision", "timm", "ray", "numpy", "pillow", "pyarrow", "safetensors")
+    packages = (
+        "sports-ray",
+        "torch",
+        "torchvision",
+        "timm",
+        "ray",
+        "numpy",
+        "pillow",
+        "simplejpeg",
+        "pyarrow",
+        "safetensors",
+    )
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -16,6 +16,7 @@ from sports_ray.data.manifest import Manifest
 from sports_ray.engine.evaluate import add_batch, empty_sums, summarise
 from sports_ray.engine.guard import Watchdog
 from sports_ray.engine.link import Link
+from sports_ray.engine.memory import settled_objects
 from sports_ray.engine.save import SAVE_SECONDS, commit, commit_is_due, finish
 from sports_ray.engine.session import Session, loader_config, loader_processes, open_session
 from sports_ray.engine.step import StepResult, optimiser_step
@@ -60,7 +61,7 @@ def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, wo
         requests,
         loader_processes(config, world),
     )
-    with closing(batches):
+    with closing(batches), settled_objects():
         try:
             # One rank's hang stops all of them in the next sum: rank 0 finds it. The others may have to wait for its store.
             with Watchdog(least=PATIENCE if world.rank == 0 else 2 * SAVE_SECONDS) as watchdog:

@@ -18,6 +18,7 @@ from sports_ray.data.manifest import Manifest
 from sports_ray.engine.guard import Watchdog
 from sports_ray.engine.learner import Learner, Progress, build_learner, choose_precision
 from sports_ray.engine.link import Link
+from sports_ray.engine.memory import keep_freed_memory
 from sports_ray.engine.record import Speed, system_facts
 from sports_ray.engine.schedule import Schedule
 from sports_ray.engine.world import World
@@ -65,6 +66,8 @@ def open_session(
     config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, world: World, lease: str
 ) -> Session:
     """Builds a rank's session at the newest commit that verifies, or at step 0."""
+    if world.device.type == "cpu":
+        keep_freed_memory()
     token, commit = _begin(run_dir, world, lease)
     schedule = Schedule.of(config, manifest.rows("train").num_rows, manifest.rows("val").num_rows)
     model, spec = _start(config, manifest, resumed=commit is not None)

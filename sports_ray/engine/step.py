@@ -14,6 +14,7 @@ from sports_ray.data.loader import Batch
 from sports_ray.data.mix import apply_lane, plan_lane
 from sports_ray.engine.guard import is_out_of_memory
 from sports_ray.engine.learner import Learner, Progress
+from sports_ray.engine.memory import give_back
 from sports_ray.engine.schedule import Schedule
 from sports_ray.errors import NonFiniteError, TrainingError
 from sports_ray.model.loss import mixed_cross_entropy
@@ -103,8 +104,7 @@ def _accumulate(
         learner.optimizer.zero_grad(set_to_none=True)
         if statistics:
             torch._foreach_copy_(statistics, before)
-        if learner.world.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back()
         progress.micro_batch = (size + 1) // 2
         logger.warning("out of memory: micro_batch=%d -> %d, same global batch and stream", size, progress.micro_batch)
 

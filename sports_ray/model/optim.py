@@ -79,10 +79,11 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
 
 
 def default_lr(optim: OptimConfig, global_batch: int, from_scratch: bool) -> float:
-    """`optim.lr`, or where that is 0 a rate that grows with the root of the batch."""
+    """`optim.lr`, or where that is 0 a rate that grows with the root of the batch; ten times as high for SGD."""
     if optim.lr:
         return optim.lr
-    return 4e-3 * math.sqrt(global_batch / 32) if from_scratch else 1e-4 * math.sqrt(global_batch / 128)
+    rate = 4e-3 * math.sqrt(global_batch / 32) if from_scratch else 1e-4 * math.sqrt(global_batch / 128)
+    return 10 * rate if optim.name == "sgd" else rate
 
 
 def learning_rate(

@@ -102,7 +102,7 @@ def _checked(config: TrainConfig) -> tuple[TrainConfig, tuple[int, int], int]:
     _check_weights(config.model.weights)
     augment.check(config.augment)
     gpus = gpu_count()
-    workers = parse_workers(config.cluster.workers, gpus)
+    workers = parse_workers(config.cluster.workers, min(gpus, config.loop.lanes))
     if workers[1] > config.loop.lanes:
         raise ConfigError(
             "workers",

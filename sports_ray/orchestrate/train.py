@@ -21,7 +21,7 @@ from sports_ray.store.lease import Lease
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[Mapping[str, Any]], None]
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 RAY_RETRIES = 1_000  # within one fit; the limit that counts is cluster.max_failures, in crashes without progress
 
 
@@ -83,22 +83,32 @@ def train_on_ray(plan: Plan, on_progress: OnProgress, started: float | None = No
     with Lease.acquire(plan.run_dir.storage) as lease, stop_signals() as stops:
         write_record(plan)
         ray_log = plan.run_dir.local_path("logs/ray.log")
-        with ray_cluster(config.cluster.address, usage_stats=config.cluster.usage_stats, log=ray_log):
-            watch = Watch(Retries(config.cluster.max_failures))
-            while True:
-                result = _fit_once(plan, on_progress, watch, stops, lease, deadline)
-                if result is None:
-                    on_progress({"kind": "restart", "reason": "the training's controller died"})
-                    if not watch.retries.crashed(watch.step):
-                        raise crash_limit(watch.retries)
-                    continue
-                if "error" in result:
-                    raise result["error"]
-                outcome = Outcome(**result)
-                if outcome.status == "paused" and outcome.reason == "preempted" and not stops:
-                    on_progress({"kind": "restart", "reason": "a node is going away"})
-                    continue
+        watch = Watch(Retries(config.cluster.max_failures))
+        while True:
+            # The end of the connection frees what a dead controller had reserved; without a dashboard nothing else does.
+            with ray_cluster(config.cluster.address, usage_stats=config.cluster.usage_stats, log=ray_log):
+                outcome = _fit_until_settled(plan, on_progress, watch, stops, lease, deadline)
+            if outcome is not None:
                 return outcome
+            on_progress({"kind": "restart", "reason": "the training's controller died"})
+            if not watch.retries.crashed(watch.step):
+                raise crash_limit(watch.retries)
+
+
+def _fit_until_settled(
+    plan: Plan, on_progress: OnProgress, watch: Watch, stops: list[str], lease: Lease, deadline: float
+) -> Outcome | None:
+    """Fits, and fits again elsewhere after each notice of preemption; None when the controller died."""
+    while True:
+        result = _fit_once(plan, on_progress, watch, stops, lease, deadline)
+        if result is None:
+            return None
+        if "error" in result:
+            raise result["error"]
+        outcome = Outcome(**result)
+        if outcome.status == "done" or outcome.reason != "preempted" or stops:
+            return outcome
+        on_progress({"kind": "restart", "reason": "a node is going away"})
 
 
 def _fit_once(
@@ -170,12 +180,11 @@ def worker_resources(plan: Plan) -> dict[str, float]:
 def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, Any]) -> None:
     """Runs in a thread of its own: the main thread stays free for signals, which `fit` would take for an abort."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from sports_ray.orchestrate.worker import train_worker
 
     low, high = plan.workers
-    backend = "nccl" if plan.gpus else "gloo"
     try:
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]
@@ -186,7 +195,7 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, A
                 "deadline": deadline,
                 "lease": lease,
             },
-            torch_config=TorchConfig(backend=backend, timeout_s=600),
+            torch_config=_backend(plan),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=high if low == high else (low, high),  # type: ignore[arg-type]
                 use_gpu=plan.gpus > 0,
@@ -204,6 +213,21 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, A
         box["value"] = trainer.fit().return_value  # type: ignore[attr-defined]
     except BaseException as error:  # noqa: BLE001
         box["failure"] = error
+
+
+def _backend(plan: Plan) -> Any:
+    """The process group's settings; no group for a worker that is alone: its thread wakes 100 times a second."""
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig
+
+    class Alone(TorchConfig):
+        @property
+        def backend_cls(self) -> type[Backend]:  # type: ignore[type-arg]
+            return Backend
+
+    if plan.workers == (1, 1):
+        return Alone(backend="gloo")
+    return TorchConfig(backend="nccl" if plan.gpus else "gloo", timeout_s=600)
 
 
 def _verdict(box: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from sports_ray.data.demo import draw_demo
 from sports_ray.orchestrate.cluster import ray_cluster
+
+# Runs here are over in seconds, so deaths are looked for more often than a real one needs.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 
 @pytest.fixture(scope="package")

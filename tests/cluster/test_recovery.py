@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,18 +15,9 @@ from sports_ray.config import TrainConfig
 from sports_ray.errors import DataError, TrainingError
 from sports_ray.orchestrate.plan import make_plan
 from sports_ray.orchestrate.train import train_on_ray
-from sports_ray.recipe import config_to_dict
+from tests.support.driver import Driver
 from tests.support.runs import results, small_config, train_in_child
 
-DRIVER = """
-import json, sys
-from sports_ray.orchestrate.plan import make_plan
-from sports_ray.orchestrate.train import train_on_ray
-from sports_ray.recipe import config_from_dict
-
-plan = make_plan(config_from_dict(json.loads(sys.argv[1])))
-train_on_ray(plan, lambda event: print(event["kind"], file=sys.__stdout__, flush=True))
-"""
 EPOCHS = 60  # 240 steps: long enough to be killed in the middle
 
 
@@ -44,7 +32,8 @@ class Killer:
     """Kills the worker with SIGKILL, once, when it has reached a step."""
 
     def __init__(self, at_step: int) -> None:
-        self.at_step, self.events, self.killed = at_step, [], 0
+        self.at_step, self.killed = at_step, 0
+        self.events: list[dict[str, Any]] = []
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         self.events.append(dict(event))
@@ -82,15 +71,13 @@ def test_two_workers_killed_once_equal_two_workers_unbroken(ray_session: None, p
 
 def test_killed_driver_goes_on_with_the_same_command(photos: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
     config = ray_config(photos, tmp_path, loop__epochs=EPOCHS)
-    command = [sys.executable, "-c", DRIVER, json.dumps(config_to_dict(config))]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "RAY_ADDRESS": ""})
-    assert driver.stdout is not None
-    for line in driver.stdout:
-        if line.strip() == "evaluated":
-            driver.kill()
-            break
-    assert driver.wait(30) == -signal.SIGKILL
-    subprocess.run(command, check=True, timeout=240, stdout=subprocess.DEVNULL, env={**os.environ, "RAY_ADDRESS": ""})
+    with Driver(config, {}) as driver:
+        driver.until("evaluated")
+        driver.process.kill()
+        assert driver.process.wait(30) == -signal.SIGKILL
+    with Driver(config, {}) as driver:
+        assert next(event["step"] for event in driver.events() if event["kind"] == "start") > 0
+        assert driver.until("evaluated", step=4 * EPOCHS) and driver.process.wait(60) == 0
     assert results(config) == unbroken
 
 
@@ -106,6 +93,35 @@ def test_error_that_no_retry_mends_ends_the_run_at_once(ray_session: None, photo
     assert starts.count("workers") == 1, "it was tried again"
 
 
+def test_killed_controller_is_replaced_and_no_bit_is_lost(
+    photos: Path, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    config = ray_config(photos, tmp_path, loop__epochs=EPOCHS)
+    with Driver(config, {}) as driver:
+        driver.until("evaluated", step=40)
+        (controller,) = descendants(driver.process.pid, "ray::TrainController")
+        os.kill(controller, signal.SIGKILL)
+        assert driver.until("restart")["reason"] == "the training's controller died"
+        assert driver.until("start")["step"] > 0, "it went on from a commit"
+        assert driver.until("evaluated", step=4 * EPOCHS) and driver.process.wait(60) == 0
+    assert results(config) == unbroken
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux schedules so")
+def test_training_comes_before_rays_own_threads(ray_session: None, photos: Path, tmp_path: Path) -> None:
+    found: list[tuple[int, set[int]]] = []
+
+    def look(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "step" and not found:
+            worker = event["pid"]
+            threads = {os.sched_getscheduler(int(thread)) for thread in os.listdir(f"/proc/{worker}/task")}
+            found.append((os.sched_getscheduler(worker), threads))
+
+    train_on_ray(make_plan(ray_config(photos, tmp_path, loop__epochs=EPOCHS)), look)
+    assert found == [(os.SCHED_BATCH, {os.SCHED_BATCH, os.SCHED_OTHER})]
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER, "the driver itself stays as it was"
+
+
 def test_workers_that_keep_dying_end_the_run_with_the_reason(ray_session: None, photos: Path, tmp_path: Path) -> None:
     config = ray_config(photos, tmp_path, cluster__max_failures=1, loop__epochs=EPOCHS, store__every_steps=100_000)
 
@@ -113,5 +129,23 @@ def test_workers_that_keep_dying_end_the_run_with_the_reason(ray_session: None, 
         if event["kind"] == "start":
             os.kill(event["pid"], signal.SIGKILL)
 
+    # The last test of the file: the run that was given up keeps its workers until its driver ends.
     with pytest.raises(TrainingError, match="no progress"):
         train_on_ray(make_plan(config), kill_always)
+
+
+def descendants(pid: int, name: str) -> list[int]:
+    """Processes below `pid` whose command starts with `name`."""
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat, command = (entry / "stat").read_text(), (entry / "cmdline").read_text()
+            except OSError:  # it has just ended
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+            names[int(entry.name)] = command
+    mine = {pid}
+    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    return [one for one in mine if names.get(one, "").startswith(name)]

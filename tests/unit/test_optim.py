@@ -155,6 +155,7 @@ def test_default_rate_grows_with_the_root_of_the_batch() -> None:
     assert default_lr(OptimConfig(), 32, True) == 4e-3
     assert default_lr(OptimConfig(), 128, True) == 8e-3
     assert default_lr(OptimConfig(), 512, False) == 2e-4
+    assert default_lr(OptimConfig(name="sgd"), 128, False) == 1e-3
     assert default_lr(OptimConfig(lr=0.3), 512, False) == 0.3
 
 
