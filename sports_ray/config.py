@@ -230,6 +230,8 @@ class LoopConfig(Checked):
     seed: int = 0
     deterministic: bool = True
     """On a GPU, use only kernels that give the same bits each time; false is faster and gives up bitwise resume."""
+    strict: bool = False
+    """Compute lane by lane and sum in a fixed tree: the same bits at any number of workers, at a cost in speed."""
     early_stop: int = 0
     """Stop after this many evaluations without a better score; 0: never."""
     early_stop_metric: Literal["acc1", "loss"] = "acc1"

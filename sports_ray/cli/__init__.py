@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("sports_ray.cli.train:train", "Train a model on a folder of photographs, or go on with it."),
     "resume": ("sports_ray.cli.train:resume", "Go on with a run as it was started."),
     "status": ("sports_ray.cli.status:status", "Show the runs of a store, or one of them."),
+    "verify": ("sports_ray.cli.verify:verify", "Re-read a whole run and prove that it is sound."),
     "data": ("sports_ray.cli.data:data", "Look into photographs, or draw a set to try things with."),
     "models": ("sports_ray.cli.models:models", "List models with size and preprocessing."),
     "recipes": ("sports_ray.cli.models:recipes", "List the recipes, or show one."),

@@ -146,6 +146,8 @@ class Progress:
     """Skipped steps in a row."""
     skipped: int = 0
     """Skipped steps in all."""
+    consumed: str = ""
+    """Digest of the images of all steps, see ledger.py."""
     loss_sum: float = 0.0
     loss_images: int = 0
     scale: float = 1.0

@@ -15,6 +15,7 @@ from sports_ray.data.loader import Batch, stream
 from sports_ray.data.manifest import Manifest
 from sports_ray.engine.evaluate import add_batch, empty_sums, summarise
 from sports_ray.engine.guard import Watchdog
+from sports_ray.engine.ledger import chained
 from sports_ray.engine.link import Link
 from sports_ray.engine.memory import settled_objects
 from sports_ray.engine.save import SAVE_SECONDS, commit, commit_is_due, finish
@@ -97,7 +98,8 @@ def _step(session: Session, batch: Batch) -> str:
         progress.step, session.lr, config.optim, config.loop.phases, schedule.steps_per_epoch, config.loop.epochs
     )
     wish = session.link.should_stop() or _out_of_time(session)
-    result = optimiser_step(session.learner, schedule, progress, batch, lr, bool(wish))
+    mark = session.ledger.mark(batch.request.epoch, batch.request.start, batch.rows.tolist())
+    result = optimiser_step(session.learner, schedule, progress, batch, lr, bool(wish), mark)
     _count(session, result)
     session.speed.step(result.images)
     _show(session, result, lr)
@@ -125,6 +127,7 @@ def _count(session: Session, result: StepResult) -> None:
     if not result.skipped:
         progress.loss_sum += result.loss * result.images
         progress.loss_images += result.images
+    progress.consumed = chained(progress.consumed, progress.step, result.mark)
     progress.step += 1
     progress.scale, progress.scale_good_steps = session.learner.scale.value, session.learner.scale.good_steps
 

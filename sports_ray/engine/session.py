@@ -17,6 +17,7 @@ from sports_ray.data.cache import budget_bytes
 from sports_ray.data.manifest import Manifest
 from sports_ray.engine.guard import Watchdog
 from sports_ray.engine.learner import Learner, Progress, build_learner, choose_precision
+from sports_ray.engine.ledger import Ledger
 from sports_ray.engine.link import Link
 from sports_ray.engine.memory import keep_freed_memory
 from sports_ray.engine.record import Speed, system_facts
@@ -41,6 +42,7 @@ class Session:
     schedule: Schedule
     learner: Learner
     progress: Progress
+    ledger: Ledger
     run_dir: RunDir
     link: Link
     lr: float
@@ -82,7 +84,8 @@ def open_session(
         learner.scale.value, learner.scale.good_steps = progress.scale, progress.scale_good_steps
         logger.info("resumed: step=%d token=%d", progress.step, token)
     writer = AsyncWriter() if world.rank == 0 else None
-    session = Session(config, manifest, schedule, learner, progress, run_dir, link, lr, token, writer)
+    ledger = Ledger(manifest.rows("train").column("sha256").to_pylist())
+    session = Session(config, manifest, schedule, learner, progress, ledger, run_dir, link, lr, token, writer)
     session.committed = commit.step if commit else None
     if world.rank == 0:
         _announce(session)
@@ -128,7 +131,7 @@ def _settle(config: TrainConfig, run_dir: RunDir, world: World, model: nn.Module
 
     They are on disk before the first step, so that a run killed before its first commit starts with the same.
     """
-    key = str(world.size)
+    key = "strict" if config.loop.strict else str(world.size)
     if world.rank == 0:
         settled: dict[str, Any] = run_dir.read_settled() or {
             "threads": {},

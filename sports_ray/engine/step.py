@@ -1,36 +1,26 @@
-"""One optimiser step: forward and backward in micro-batches, sum over ranks, finite check, clip, update, EMA."""
+"""One optimiser step: gradients of all ranks, finite check, clip, update, EMA."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sports_ray.data.loader import Batch
-from sports_ray.data.mix import apply_lane, plan_lane
+from sports_ray.engine import strict
+from sports_ray.engine.gradient import forward_backward
 from sports_ray.engine.guard import is_out_of_memory
 from sports_ray.engine.learner import Learner, Progress
+from sports_ray.engine.ledger import from_words, to_words
 from sports_ray.engine.memory import give_back
 from sports_ray.engine.schedule import Schedule
 from sports_ray.errors import NonFiniteError, TrainingError
-from sports_ray.model.loss import mixed_cross_entropy
 from sports_ray.model.optim import set_learning_rate
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Mixed:
-    """A rank's share of one step, on its device: images float32 [n, 3, S, S], labels and partners' labels [n], lam [n]."""
-
-    images: Tensor
-    labels: Tensor
-    partner_labels: Tensor
-    lam: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +32,34 @@ class StepResult:
     stop: bool
     """Whether any rank was asked to stop."""
     skipped: bool
+    mark: int
+    """The ledger's mark of the images, over all ranks."""
 
 
 def optimiser_step(
-    learner: Learner, schedule: Schedule, progress: Progress, batch: Batch, lr: float, stop: bool
+    learner: Learner, schedule: Schedule, progress: Progress, batch: Batch, lr: float, stop: bool, mark: int = 0
 ) -> StepResult:
     """Consumes one train batch. A loss or gradient that is not finite skips the update on all ranks alike.
 
-    `stop` is this rank's wish to stop; it travels with the gradients, so that all ranks learn of it at the same step.
-    Raises NonFiniteError after `loop.max_nonfinite` skipped steps in a row.
+    `stop` is this rank's wish to stop, `mark` the ledger's mark of its images; both travel with the gradients, so that
+    all ranks learn of them at the same step. Raises NonFiniteError after `loop.max_nonfinite` skipped steps in a row.
     """
     step = progress.step
     first, last = schedule.step_span(step)
     statistics = learner.running_statistics()
     before = [tensor.clone() for tensor in statistics]
-    loss_sum = _accumulate(learner, schedule, progress, batch, last - first, statistics, before)
-    gradients = learner.gradients()
-    facts = torch.stack([loss_sum, loss_sum.new_tensor(float(stop))])
-    _reduce(learner, gradients, statistics, facts, len(batch.labels) / (last - first))
+    facts = torch.tensor([float(stop), *to_words(mark)], device=learner.world.device)
+    sums = _share(learner, schedule, progress, batch, statistics, before)
+    if learner.config.loop.strict:
+        loss_sum = strict.combine(learner, schedule.lanes, sums, before)
+        learner.world.sum_(facts)
+    else:
+        loss_sum = sums[0]
+        _reduce(learner, statistics, [loss_sum, facts], len(batch.labels) / (last - first))
 
+    gradients = learner.gradients()
     norm = _global_norm(gradients)
-    loss, stops, norm_value = torch.stack([*facts.unbind(), norm]).tolist()
+    loss, norm_value, stops, *words = torch.cat([torch.stack([loss_sum, norm]), facts]).tolist()
     finite = math.isfinite(norm_value) and math.isfinite(loss)
     if finite:
         _update(learner, gradients, norm_value, lr, step)
@@ -73,24 +70,28 @@ def optimiser_step(
     learner.scale.update(finite)
     if not finite:
         _count_nonfinite(learner, progress, loss)
-    return StepResult(loss / (last - first), last - first, stops > 0, not finite)
+    return StepResult(loss / (last - first), last - first, stops > 0, not finite, from_words(words))
 
 
-def _accumulate(
+def _share(
     learner: Learner,
     schedule: Schedule,
     progress: Progress,
     batch: Batch,
-    step_images: int,
     statistics: list[Tensor],
     before: list[Tensor],
-) -> Tensor:
-    """Adds up the gradients of a rank's share; where memory runs out, halves the micro-batch and does the share again."""
-    share = len(batch.labels)
+) -> list[Tensor]:
+    """A rank's share: [sum of losses], its gradients in place; or, with `loop.strict`, the sums of its nodes.
+
+    Where memory runs out, halves the micro-batch and does the share again."""
+    share, step = len(batch.labels), progress.step
     while True:
-        size = min(progress.micro_batch or share, share)
+        size = max(1, min(progress.micro_batch or share, share))
         try:
-            return _forward_backward(learner, schedule, progress.step, batch, step_images, max(size, 1))
+            if learner.config.loop.strict:
+                return strict.own_sums(learner, schedule, step, batch, size, before)
+            lanes = schedule.lane_spans(step, learner.world.rank, learner.world.size)
+            return [forward_backward(learner, schedule, step, batch, lanes, size)]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -109,58 +110,14 @@ def _accumulate(
         logger.warning("out of memory: micro_batch=%d -> %d, same global batch and stream", size, progress.micro_batch)
 
 
-def _forward_backward(
-    learner: Learner, schedule: Schedule, step: int, batch: Batch, step_images: int, micro: int
-) -> Tensor:
-    """Sum of the share's losses, as a scalar on the device; leaves gradients of (sum of losses / images of the step)."""
-    mixed = _prepare(learner, schedule, step, batch)
-    total = torch.zeros((), device=learner.world.device)
-    learner.train_mode()
-    smoothing = learner.config.augment.smoothing
-    for part in _chunks(len(batch.labels), micro):
-        learner.seed_dropout(step, batch.request.start + part.start)
-        with learner.autocast():
-            logits = learner.forward(mixed.images[part])
-        losses = mixed_cross_entropy(
-            logits.float(), mixed.labels[part], mixed.partner_labels[part], mixed.lam[part], smoothing
-        )
-        (losses.sum() * (learner.scale.value / step_images)).backward()
-        total += losses.detach().sum()
-    return total
-
-
-def _prepare(learner: Learner, schedule: Schedule, step: int, batch: Batch) -> Mixed:
-    """Normalises and mixes, lane by lane: partners never come from another lane, so the world's size does not matter."""
-    augment, seed = learner.config.augment, learner.config.loop.seed
-    images, partner = learner.normalise(batch.images), torch.arange(len(batch.labels))
-    lam = torch.ones(len(batch.labels))
-    epochs_left = schedule.epochs - schedule.epoch_of(step)
-    if augment.mixup or augment.cutmix:
-        for lane, start, stop in schedule.lane_spans(step, learner.world.rank, learner.world.size):
-            if stop > start:
-                here = slice(start - batch.request.start, stop - batch.request.start)
-                plan = plan_lane(augment, seed, step, lane, stop - start, images.shape[2], images.shape[3], epochs_left)
-                images[here] = apply_lane(images[here], plan)
-                partner[here] = here.start + plan.partner
-                lam[here] = plan.lam
-    device = learner.world.device
-    labels = batch.labels.to(device, non_blocking=True)
-    return Mixed(images, labels, batch.labels[partner].to(device, non_blocking=True), lam.to(device, non_blocking=True))
-
-
-def _chunks(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
-
-
-def _reduce(learner: Learner, gradients: list[Tensor], statistics: list[Tensor], facts: Tensor, share: float) -> None:
+def _reduce(learner: Learner, statistics: list[Tensor], facts: list[Tensor], share: float) -> None:
     """Sums gradients and facts over ranks and averages batch norm's statistics, weighted by each rank's images."""
     if learner.world.size == 1:
         return
     averages = [tensor for tensor in statistics if tensor.is_floating_point()]
     if averages:
         torch._foreach_mul_(averages, share)
-    learner.world.sum_many_([*gradients, *averages, facts])
+    learner.world.sum_many_([*learner.gradients(), *averages, *facts])
 
 
 def _global_norm(gradients: list[Tensor]) -> Tensor:

@@ -30,6 +30,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def broadcast_(self, tensor: Tensor, source: int) -> Tensor:
+        """Gives every rank the tensor of rank `source`, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=source)
+        return tensor
+
     def from_rank0(self, value: int) -> int:
         """The integer that rank 0 holds, on every rank."""
         if self.size == 1:
