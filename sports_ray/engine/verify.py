@@ -108,6 +108,9 @@ def _consumption(commits: list[Commit], schedule: Schedule, manifest: Manifest, 
     ledger = Ledger(manifest.rows("train").column("sha256").to_pylist())
     wanted = expected(ledger, schedule, seed, max((commit.step for commit in commits), default=0))
     for commit in commits:
+        if commit.state.get("consumed") is None:
+            yield Finding(f"consumed to step {commit.step}", "not recorded by the version that wrote this commit")
+            continue
         epochs, rest = divmod(commit.step, schedule.steps_per_epoch)
         text = f"every image once an epoch for {epochs} epochs" + (f" and {rest} steps as sampled" if rest else "")
         same = commit.state.get("consumed") == wanted[commit.step]
@@ -127,7 +130,7 @@ def _history(run_dir: RunDir, commits: list[Commit], schedule: Schedule) -> Iter
             yield Finding(what, "is not a continuation of the commit before", ok=False)
         elif progress.step != commit.step or steps != due:
             yield Finding(what, f"evaluations at steps {steps}, wanted {due}", ok=False)
-        elif progress.best_step and progress.best_step not in {other.step for other in commits}:
+        elif commit is commits[-1] and progress.best_step not in {0, *(other.step for other in commits)}:
             yield Finding(what, f"the best commit, of step {progress.best_step}, is not there", ok=False)
         else:
             yield Finding(what, f"{len(steps)} evaluations, in order")
