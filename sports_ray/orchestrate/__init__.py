@@ -4,5 +4,7 @@ plan      settles everything a run needs before anything starts, or says what th
 local     one run inside this process; no Ray
 cluster   starts or joins Ray, quietly
 train     supervises Ray Train: retries by cause, progress in, stops out
+watch     decides after the end of an attempt what comes next; no Ray
+monitor   the mailbox between driver and workers, and the end of what a fit has left
 worker    what each Ray worker executes
 """

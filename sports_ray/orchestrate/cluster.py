@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
@@ -15,7 +15,10 @@ logger = logging.getLogger(__name__)
 SETTINGS = {
     # Each poll takes the worker's interpreter from the training: 0.2 s cost 4 % of its speed.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    # A worker that was stopped (SIGSTOP) or swapped out answers no poll; only Ray can replace it, its own watchdog cannot.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",
+    # After the loss of a node its resources seem to be there for up to 20 s; the next try asks for what is left.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
     # Draining nodes are watched by the workers' own threads (worker.py), at a second's interval and with no more actors.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -34,6 +37,8 @@ SETTINGS = {
     # of test_resnet took 33 s, with this 16 s; alone it is 5 % slower with this.
     "GOMP_SPINCOUNT": "3000",
 }
+WORKER_SETTINGS = ("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "MALLOC_ARENA_MAX", "GOMP_SPINCOUNT")
+"""What a train worker's process must find at its start; in a cluster that was joined it inherits nothing of the driver's."""
 OBJECT_STORE_BYTES = 128 * 1024 * 1024  # images never pass through it
 
 
@@ -43,6 +48,23 @@ def prepare_environment(usage_stats: bool = False) -> None:
         os.environ.setdefault(name, value)
     if not usage_stats:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def worker_environment() -> dict[str, str]:
+    """Variables that Ray has to set for train workers, wherever they start. `RAY_TRAIN_*` it hands on by itself."""
+    return {name: os.environ.get(name, SETTINGS[name]) for name in WORKER_SETTINGS}
+
+
+def shared_cores(nodes: Iterable[Mapping[str, float]], workers: int, gpus: bool) -> int:
+    """The most whole CPUs that each of `workers` can have on `nodes` (resources by name); 1 if they have no room yet."""
+    nodes = list(nodes)
+    most = int(max((node.get("CPU", 0) for node in nodes), default=1))
+
+    def room(cores: int) -> int:
+        places = [(int(node.get("CPU", 0) // cores), int(node.get("GPU", 0))) for node in nodes]
+        return sum(min(cpu, gpu) if gpus else cpu for cpu, gpu in places)
+
+    return next((cores for cores in range(most, 1, -1) if room(cores) >= workers), 1)
 
 
 @contextmanager

@@ -3,79 +3,34 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from sports_ray.engine.run import Outcome
 from sports_ray.errors import FencedError, SportsRayError, TrainingError
-from sports_ray.orchestrate.cluster import ray_cluster
+from sports_ray.orchestrate.cluster import ray_cluster, shared_cores, worker_environment
 from sports_ray.orchestrate.plan import Plan, write_record
+from sports_ray.orchestrate.watch import Retries, Watch, crash_limit
 from sports_ray.store.lease import Lease
 
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[Mapping[str, Any]], None]
 POLL_SECONDS = 0.5
+END_SECONDS = 10.0
+"""How long `fit` may take to notice that its controller was ended."""
 RAY_RETRIES = 1_000  # within one fit; the limit that counts is cluster.max_failures, in crashes without progress
-
-
-@dataclass(slots=True)
-class Retries:
-    """Decides after an end of training what comes next: a pure state machine, fed with causes and steps.
-
-    Preemptions are unlimited; crashes are limited to `limit` in a row without a step of progress between them.
-    """
-
-    limit: int
-    crashes: int = 0
-    step: int = -1
-
-    def crashed(self, step: int) -> bool:
-        """Takes note of a crash at `step` steps done; whether to try again."""
-        self.crashes = self.crashes + 1 if step <= self.step else 1
-        self.step = max(self.step, step)
-        return self.crashes <= self.limit
-
-
-@dataclass(slots=True)
-class Watch:
-    """What the driver knows of the running attempt, from the monitor's events."""
-
-    retries: Retries
-    started: float = field(default_factory=time.monotonic)
-    alive: bool = False
-    attempts: int = 0
-    step: int = 0
-
-    def take(self, event: Mapping[str, Any]) -> None:
-        """Raises TrainingError when workers keep dying without progress."""
-        if event["kind"] == "workers":
-            self.alive = True
-            self.attempts += 1
-            if self.attempts > 1 and not self.retries.crashed(self.step):
-                raise crash_limit(self.retries)
-        self.step = max(self.step, int(event.get("committed") or 0))
-
-
-def crash_limit(retries: Retries) -> TrainingError:
-    return TrainingError(
-        f"workers died {retries.crashes} times in a row with no progress past step {retries.step}",
-        want=f"at most cluster.max_failures = {retries.limit}",
-        cure="the reason is in the run's logs/ folder; mend it and give the same command again",
-    )
 
 
 def train_on_ray(plan: Plan, on_progress: OnProgress, started: float | None = None) -> Outcome:
     """Trains `plan` with Ray Train to its end or to the next stop; recovers from the death of workers and controller.
 
-    Raises the worker's own error when no retry can mend it, TrainingError when retries are used up, RunError while
-    another driver holds the run.
+    Raises the worker's own error when no retry can mend it, TrainingError when retries are used up or the cluster is
+    gone, RunError while another driver holds the run.
     """
     config = plan.config
     budget = config.cluster.time_budget
@@ -85,7 +40,6 @@ def train_on_ray(plan: Plan, on_progress: OnProgress, started: float | None = No
         ray_log = plan.run_dir.local_path("logs/ray.log")
         watch = Watch(Retries(config.cluster.max_failures))
         while True:
-            # The end of the connection frees what a dead controller had reserved; without a dashboard nothing else does.
             with ray_cluster(config.cluster.address, usage_stats=config.cluster.usage_stats, log=ray_log):
                 outcome = _fit_until_settled(plan, on_progress, watch, stops, lease, deadline)
             if outcome is not None:
@@ -99,14 +53,23 @@ def _fit_until_settled(
     plan: Plan, on_progress: OnProgress, watch: Watch, stops: list[str], lease: Lease, deadline: float
 ) -> Outcome | None:
     """Fits, and fits again elsewhere after each notice of preemption; None when the controller died."""
+    import ray
+
     while True:
-        result = _fit_once(plan, on_progress, watch, stops, lease, deadline)
+        try:
+            result = _fit_once(plan, on_progress, watch, stops, lease, deadline)
+        except ray.exceptions.RayError as error:
+            raise TrainingError(
+                "Ray's cluster does not answer",
+                got=str(error).strip().splitlines()[0],
+                cure="bring it back; the same command goes on from the last commit",
+            ) from error
         if result is None:
             return None
         if "error" in result:
             raise result["error"]
         outcome = Outcome(**result)
-        if outcome.status == "done" or outcome.reason != "preempted" or stops:
+        if outcome.status == "done" or stops or not (watch.preempted or outcome.reason == "preempted"):
             return outcome
         on_progress({"kind": "restart", "reason": "a node is going away"})
 
@@ -114,51 +77,59 @@ def _fit_until_settled(
 def _fit_once(
     plan: Plan, on_progress: OnProgress, watch: Watch, stops: list[str], lease: Lease, deadline: float
 ) -> dict[str, Any] | None:
-    """One `TorchTrainer.fit()`: rank 0's return value, or None when the controller died."""
-    import ray
+    """One `TorchTrainer.fit()`: rank 0's return value, or None when the controller died. Leaves nothing running."""
+    from sports_ray.orchestrate.monitor import dead_nodes, end_fit, new_monitor
 
-    from sports_ray.orchestrate.worker import Monitor
-
-    # On the driver's node: driver and monitor live and die together.
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    monitor = Monitor.options(  # type: ignore[attr-defined]
-        scheduling_strategy=here
-    ).remote()
-    watch.started, watch.alive, watch.attempts = time.monotonic(), False, 0
+    monitor = new_monitor()
+    watch.begin(dead_nodes())
     box: dict[str, Any] = {}
     thread = threading.Thread(target=_fit, args=(plan, monitor, deadline, lease.id, box), name="fit", daemon=True)
-    thread.start()
-    told = False
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        for event in ray.get(monitor.drain.remote()):
-            watch.take(event)
-            on_progress(event)
-        wish = stops[0] if stops else ("another driver took the run over" if lease.lost else "")
-        if wish and not told:
-            monitor.stop.remote(wish)
-            told = True
-        if wish and not watch.alive:
-            return {"status": "paused", "reason": wish, "step": watch.step, "total_steps": plan.schedule.total_steps}
-        _check_start(plan, watch)
-    for event in ray.get(monitor.drain.remote()):
-        on_progress(event)
+    try:
+        thread.start()
+        told = False
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            _pass_on(monitor, watch, on_progress)
+            wish = stops[0] if stops else ("another driver took the run over" if lease.lost else "")
+            if wish and not told:
+                monitor.stop.remote(wish)
+                told = True
+            if wish and not watch.alive:
+                step, total = watch.step, plan.schedule.total_steps
+                return {"status": "paused", "reason": wish, "step": step, "total_steps": total}
+            _check_calls(plan, watch)
+        _pass_on(monitor, watch, on_progress)
+    finally:
+        end_fit(monitor)
+        thread.join(END_SECONDS)
     if lease.lost:
         raise FencedError("another driver took the run over", want="one driver a run", cure="let the other one finish")
     return _verdict(box)
 
 
-def _check_start(plan: Plan, watch: Watch) -> None:
-    """A cluster that never gives its workers is a clear message, not an endless wait."""
-    waited = time.monotonic() - watch.started
-    if watch.alive or waited < plan.config.cluster.start_timeout:
+def _pass_on(monitor: Any, watch: Watch, on_progress: OnProgress) -> None:
+    """What the workers have told since the last time, to the watch and to the user."""
+    import ray
+
+    from sports_ray.orchestrate.monitor import ANSWER_SECONDS, dead_nodes
+
+    pushes, events = ray.get(monitor.drain.remote(), timeout=ANSWER_SECONDS)
+    watch.called(pushes)
+    for event in events:
+        if reason := watch.take(event, dead_nodes):
+            on_progress({"kind": "restart", "reason": reason})
+        on_progress(event)
+
+
+def _check_calls(plan: Plan, watch: Watch) -> None:
+    """A cluster that never gives its workers, or never again, is a clear message, not an endless wait."""
+    if time.monotonic() - watch.heard < plan.config.cluster.start_timeout:
         return
     import ray
 
     raise TrainingError(
-        f"no worker started within cluster.start_timeout = {plan.config.cluster.start_timeout:.0f} s",
+        f"no worker {'came back' if watch.alive else 'started'} within "
+        f"cluster.start_timeout = {plan.config.cluster.start_timeout:.0f} s",
         got=f"a cluster with {_resources(ray.cluster_resources())}, free {_resources(ray.available_resources())}",
         want=f"{plan.workers[0]} workers with {_resources(worker_resources(plan))} each",
         cure="fewer --workers, more nodes, or a longer --set cluster.start_timeout",
@@ -172,8 +143,11 @@ def _resources(amounts: Mapping[str, float]) -> str:
 
 
 def worker_resources(plan: Plan) -> dict[str, float]:
-    """What Ray reserves for one worker."""
-    cores = plan.config.cluster.cpus_per_worker or max(1, (os.cpu_count() or 1) // plan.workers[1])
+    """What Ray reserves for one worker: its share of the cluster's cores, where the user has not said how much."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = plan.config.cluster.cpus_per_worker or shared_cores(nodes, plan.workers[1], plan.gpus > 0)
     return {"CPU": cores, "GPU": 1} if plan.gpus else {"CPU": cores}
 
 
@@ -182,6 +156,7 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, A
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from sports_ray.orchestrate.monitor import Registrar
     from sports_ray.orchestrate.worker import train_worker
 
     low, high = plan.workers
@@ -208,6 +183,8 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, A
                     max_failures=RAY_RETRIES,
                     controller_failure_limit=RAY_RETRIES,  # type: ignore[call-arg]
                 ),
+                callbacks=[Registrar(monitor)],  # type: ignore[list-item]
+                worker_runtime_env={"env_vars": worker_environment()},  # type: ignore[call-arg]
             ),
         )
         box["value"] = trainer.fit().return_value  # type: ignore[attr-defined]

@@ -30,26 +30,6 @@ SWITCH_SECONDS = 0.0005
 """How soon the training gets the interpreter back from Ray's threads; Python's default is 5 ms."""
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
-class Monitor:
-    """Mailbox between the driver and rank 0: progress one way, the wish to stop the other. It ends with the driver."""
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-        self._stop = ""
-
-    def push(self, events: list[dict[str, Any]]) -> str:
-        self._events += events
-        return self._stop
-
-    def drain(self) -> list[dict[str, Any]]:
-        events, self._events = self._events, []
-        return events
-
-    def stop(self, reason: str) -> None:
-        self._stop = reason
-
-
 class RayLink:
     """Link of one worker. A thread talks to the monitor and watches this node, so that no step waits for either."""
 
@@ -88,7 +68,10 @@ class RayLink:
             if self._rank == 0:
                 self._exchange()
             if ticks % 2 == 0 and not self._reason and node in draining_nodes():
-                self._reason = "preempted"
+                # Told before this rank stops: rank 0's outcome cannot name the reason of another one.
+                self.progress({"kind": "preempted", "rank": self._rank, "node": node})
+                self._exchange()
+                self._reason = self._reason or "preempted"
             ticks += 1
             if last:
                 return
@@ -117,11 +100,15 @@ def draining_nodes() -> set[str]:
 
 
 def schedule_normally() -> None:
-    """Gives this thread, and those it starts, precedence over Ray's own, which run as batch jobs (`cluster.py`)."""
+    """Gives this thread, and those it starts, precedence over Ray's own, which run as batch jobs (`cluster.py`).
+
+    In a cluster that was joined they run like this one, but a worker has been made nice; root may take that back.
+    """
     sys.setswitchinterval(SWITCH_SECONDS)
-    if hasattr(os, "SCHED_OTHER"):
-        with suppress(OSError):
+    with suppress(OSError):
+        if hasattr(os, "SCHED_OTHER"):
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 def train_worker(task: dict[str, Any]) -> dict[str, Any]:

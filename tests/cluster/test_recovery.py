@@ -16,6 +16,7 @@ from sports_ray.errors import DataError, TrainingError
 from sports_ray.orchestrate.plan import make_plan
 from sports_ray.orchestrate.train import train_on_ray
 from tests.support.driver import Driver
+from tests.support.nodes import named_below
 from tests.support.runs import results, small_config, train_in_child
 
 EPOCHS = 60  # 240 steps: long enough to be killed in the middle
@@ -99,7 +100,7 @@ def test_killed_controller_is_replaced_and_no_bit_is_lost(
     config = ray_config(photos, tmp_path, loop__epochs=EPOCHS)
     with Driver(config, {}) as driver:
         driver.until("evaluated", step=40)
-        (controller,) = descendants(driver.process.pid, "ray::TrainController")
+        (controller,) = named_below(driver.process.pid, "ray::TrainController")
         os.kill(controller, signal.SIGKILL)
         assert driver.until("restart")["reason"] == "the training's controller died"
         assert driver.until("start")["step"] > 0, "it went on from a commit"
@@ -132,20 +133,3 @@ def test_workers_that_keep_dying_end_the_run_with_the_reason(ray_session: None, 
     # The last test of the file: the run that was given up keeps its workers until its driver ends.
     with pytest.raises(TrainingError, match="no progress"):
         train_on_ray(make_plan(config), kill_always)
-
-
-def descendants(pid: int, name: str) -> list[int]:
-    """Processes below `pid` whose command starts with `name`."""
-    parents, names = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat, command = (entry / "stat").read_text(), (entry / "cmdline").read_text()
-            except OSError:  # it has just ended
-                continue
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-            names[int(entry.name)] = command
-    mine = {pid}
-    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
-        mine |= more
-    return [one for one in mine if names.get(one, "").startswith(name)]
