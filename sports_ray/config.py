@@ -270,7 +270,11 @@ class ClusterConfig(Checked):
     time_budget: float = 0.0
     """Seconds after which the run pauses by itself; 0: no limit."""
     start_timeout: float = 300.0
-    """Seconds to wait for the first workers before giving up."""
+    """Seconds to wait for workers, at the start or after a loss, before giving up."""
+    hang_seconds: float = 60.0
+    """Least seconds without a step after which a worker counts as hung; slow steps get 20 times as long as they take."""
+    resize_seconds: float = 60.0
+    """Seconds between two looks for more nodes, where workers are MIN:MAX."""
     usage_stats: bool = False
     """Let Ray report its usage statistics."""
 
@@ -336,5 +340,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "cluster.max_failures": (0, INFINITE),
     "cluster.time_budget": (0, INFINITE),
     "cluster.start_timeout": (1, INFINITE),
+    "cluster.hang_seconds": (0.1, INFINITE),
+    "cluster.resize_seconds": (1, INFINITE),
 }
 """Allowed range of each number, both ends included."""

@@ -27,8 +27,6 @@ from sports_ray.store.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 60.0
-"""Least seconds without a step after which rank 0 counts as hung."""
 CLOSE_SECONDS = 60.0
 """How long an ending process waits for a commit that is still being written."""
 
@@ -65,7 +63,7 @@ def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, wo
     with closing(batches), settled_objects():
         try:
             # One rank's hang stops all of them in the next sum: rank 0 finds it. The others may have to wait for its store.
-            with Watchdog(least=PATIENCE if world.rank == 0 else 2 * SAVE_SECONDS) as watchdog:
+            with Watchdog(least=config.cluster.hang_seconds if world.rank == 0 else 2 * SAVE_SECONDS) as watchdog:
                 session.watchdog = watchdog
                 reason = _train(session, batches, watchdog)
             # Unwatched: the last commit of a large model may take far longer than a step, and has a limit of its own.

@@ -331,14 +331,13 @@ def stuck_run(settings: dict[str, Any], stderr: Path) -> None:
     for path in Path(plan.manifest.root).glob("train/*/*"):
         path.unlink()
         os.mkfifo(path)
-    run.PATIENCE = 0.1
     run.Watchdog = functools.partial(Watchdog, first=0.3)  # type: ignore[assignment, misc]
     train_here(plan, lambda event: None)
 
 
 def test_watchdog_ends_a_process_that_waits_for_ever_and_shows_where(tmp_path: Path) -> None:
     draw_demo(tmp_path / "set", classes=2, per_class=4, size=40)
-    config = small_config(tmp_path / "set", tmp_path, loop__global_batch=4)
+    config = small_config(tmp_path / "set", tmp_path, loop__global_batch=4, cluster__hang_seconds=0.1)
     assert call(stuck_run, config_to_dict(config), tmp_path / "stderr") == 3
     text = (tmp_path / "stderr").read_text()
     assert "hang: no step for" in text and "Current thread" in text
@@ -358,7 +357,6 @@ def slow_store_run(settings: dict[str, Any]) -> None:
         return write(*arguments)
 
     save.write_commit = slow  # type: ignore[assignment]
-    run.PATIENCE = 0.1
     run.Watchdog = functools.partial(Watchdog, first=1.0)  # type: ignore[assignment, misc]
     train_here(make_plan(config_from_dict(settings)), lambda event: None)
 
@@ -369,6 +367,7 @@ def test_watchdog_does_not_mistake_a_slow_last_commit_for_a_hang(photos: Path, t
         "loop__global_batch": 16,
         "store__every_steps": 0,
         "loop__eval_every": 2,
+        "cluster__hang_seconds": 0.1,
     }
     config = small_config(photos, tmp_path, **settings)
     assert call(slow_store_run, config_to_dict(config)) == 0
