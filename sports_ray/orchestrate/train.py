@@ -175,6 +175,7 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, A
                 num_workers=high if low == high else (low, high),  # type: ignore[arg-type]
                 use_gpu=plan.gpus > 0,
                 resources_per_worker=worker_resources(plan),
+                elastic_resize_monitor_interval_s=plan.config.cluster.resize_seconds,  # type: ignore[call-arg]
             ),
             run_config=ray.train.RunConfig(
                 name=plan.name,
