@@ -1,16 +1,43 @@
-"""A run that was really killed, or asked to stop, ends with the bytes of the unbroken run."""
+"""A run that was really killed, or asked to stop, ends with the bytes of the unbroken run.
+
+Here some moments to die are drawn, others each day. All of them, for each precision and number of loader processes:
+
+    pytest -m long tests/local/test_resume.py -s
+"""
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from sports_ray.config import TrainConfig
 from sports_ray.data.demo import draw_demo
-from tests.support.runs import results, small_config, train_in_child
+from tests.support.killed import in_memory
+from tests.support.moments import Moment
+from tests.support.runs import (
+    left_half_written,
+    moments_of,
+    results,
+    small_config,
+    train_in_child,
+    whole_run,
+)
 
-LOOKS = 2 * (4 + 2)  # two epochs of four steps and two validation batches
+LANES_OF_DEATH = {
+    "step": ("look", "forward", "backward", "update", "updated"),
+    "evaluation": ("evaluation",),
+    "commit": ("commit ",),
+    "start and end": ("MainThread ",),
+}
+"""Kinds of moments by the beginning of their names: calls on the disk are named after their thread."""
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +54,48 @@ def unbroken(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return results(config)
 
 
-@pytest.mark.parametrize("look", [1, 3, 4, 5, 6, 8, 11, 12])
-def test_run_killed_at_any_look_equals_the_unbroken_run(
-    photos: Path, unbroken: dict[str, bytes], tmp_path: Path, look: int
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    with in_memory(tmp_path) as folder:
+        yield folder
+
+
+def lane_of(moment: Moment) -> str:
+    return next(lane for lane, kinds in LANES_OF_DEATH.items() if moment.kind.startswith(kinds))
+
+
+def prove(config: TrainConfig, moments: list[Moment], threads: int = 1) -> None:
+    """Kills a run of `config` at each of the moments, lets it end, and compares all that it left with the unbroken run."""
+    wanted = whole_run(config)
+
+    def differs(moment: Moment) -> str:
+        broken = replace(config, store=replace(config.store, run=str(moment).replace(" ", "-").replace("_", "")))
+        code = train_in_child(broken, die=moment)
+        if code != -9:
+            return f"{moment}: not killed, exit code {code}"
+        code = train_in_child(broken)
+        if code:
+            return f"{moment}: not resumed, exit code {code}"
+        found = whole_run(broken)
+        wrong = sorted(name for name in wanted.keys() | found if found.get(name) != wanted.get(name))
+        wrong += [str(path) for path in left_half_written(broken)]
+        shutil.rmtree(Path(broken.store.root) / broken.store.run)
+        return f"{moment}: {', '.join(wrong)}" if wrong else ""
+
+    with ThreadPoolExecutor(threads) as pool:
+        failures = [failure for failure in pool.map(differs, moments) if failure]
+    assert not failures, f"{len(failures)} of {len(moments)} differ:\n" + "\n".join(failures)
+
+
+@pytest.mark.parametrize(("precision", "processes"), [("fp32", 0), ("bf16", 1), ("fp32", 2)])
+def test_run_killed_at_any_moment_equals_the_unbroken_run(
+    photos: Path, memory: Path, precision: str, processes: int
 ) -> None:
-    config = small_config(photos, tmp_path)
-    assert train_in_child(config, kill_at=look) == -9
-    assert train_in_child(config) == 0
-    assert results(config) == unbroken
+    config = small_config(photos, memory, loop__precision=precision, data__loader_processes=processes)
+    moments = moments_of(config)
+    dice = Random(f"{date.today()} {precision} {processes}")
+    drawn = [dice.choice([moment for moment in moments if lane_of(moment) == lane]) for lane in LANES_OF_DEATH]
+    prove(config, drawn, threads=2)
 
 
 def test_run_killed_again_and_again_equals_the_unbroken_run(
@@ -48,7 +109,7 @@ def test_run_killed_again_and_again_equals_the_unbroken_run(
     assert results(config) == unbroken
 
 
-@pytest.mark.parametrize("look", [1, 4, 5, 9, 12])
+@pytest.mark.parametrize("look", [1, 4, 5, 9, 11])
 def test_run_stopped_by_a_signal_pauses_and_equals_the_unbroken_run(
     photos: Path, unbroken: dict[str, bytes], tmp_path: Path, look: int
 ) -> None:
@@ -58,23 +119,26 @@ def test_run_stopped_by_a_signal_pauses_and_equals_the_unbroken_run(
     assert results(config) == unbroken
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_loader_processes_change_no_bit(
-    photos: Path, unbroken: dict[str, bytes], tmp_path: Path, processes: int
-) -> None:
-    config = small_config(photos, tmp_path, data__loader_processes=processes)
+def test_loader_processes_change_no_bit(photos: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
+    config = small_config(photos, tmp_path, data__loader_processes=2)
     assert train_in_child(config, kill_at=5) == -9
-    assert train_in_child(config) == 0
+    assert train_in_child(replace(config, data=replace(config.data, loader_processes=1))) == 0
     assert results(config) == unbroken
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("lane", LANES_OF_DEATH)
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("look", range(1, LOOKS + 1))
-def test_every_look_of_two_epochs(photos: Path, tmp_path: Path, precision: str, look: int) -> None:
-    config = small_config(photos, tmp_path, run="whole", loop__precision=precision)
-    assert train_in_child(config) == 0
-    broken = replace(config, store=replace(config.store, run="broken"))
-    assert train_in_child(broken, kill_at=look) == -9
-    assert train_in_child(broken) == 0
-    assert results(broken) == results(config)
+@pytest.mark.parametrize("processes", [0, 1, 2])
+def test_every_moment_of_two_epochs(
+    photos: Path, memory: Path, model: str, precision: str, processes: int, lane: str
+) -> None:
+    config = small_config(
+        photos, memory, model__name=model, loop__precision=precision, data__loader_processes=processes
+    )
+    moments = [moment for moment in moments_of(config) if lane_of(moment) == lane]
+    kinds = Counter(moment.kind for moment in moments)
+    print(f"\n{model} {precision}, {processes} loader processes, {lane}: {len(moments)} moments {dict(kinds)}")
+    prove(config, moments, threads=2)
