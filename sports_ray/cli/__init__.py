@@ -23,6 +23,7 @@ COMMANDS = {
     "models": ("sports_ray.cli.models:models", "List models with size and preprocessing."),
     "recipes": ("sports_ray.cli.models:recipes", "List the recipes, or show one."),
     "bench": ("sports_ray.cli.bench:bench", "Measure training, loader and checkpoints on this machine."),
+    "chaos": ("sports_ray.cli.chaos:chaos", "Prove on this machine that a killed training loses nothing."),
     "demo": ("sports_ray.cli.demo:demo", "See the main job: two models, a killed worker, and a table."),
 }
 

@@ -12,4 +12,5 @@ memory     keeps freed tensors' memory in the process, and the collector away fr
 session    what one process works with while it trains, from the resume on
 save       commits, and the weights of a finished run
 run        the loop: step, evaluate, commit, stop
+overview   what is known of a run from outside: whose it is, how far, what deaths have cost
 """
