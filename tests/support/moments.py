@@ -79,21 +79,17 @@ class Moments:
             if output.requires_grad:
                 output.register_hook(lambda gradient: self.come("backward"))
 
-        def counted(name: str) -> None:
-            real = getattr(torch, name)
-
-            def call(*args: Any, **kwargs: Any) -> Any:
-                self.come(f"update {name.strip('_')}")
-                return real(*args, **kwargs)
-
-            setattr(torch, name, call)
-
         register_module_forward_hook(forward)
         register_optimizer_step_pre_hook(lambda *_: self.come("update begins"))
         register_optimizer_step_post_hook(lambda *_: self.come("updated"))
-        # Between the parts of AdamW: moments, then weights; and between AdamW and EMA, which is a lerp too.
-        counted("_foreach_lerp_")
-        counted("_foreach_addcdiv_")
+        average = torch._foreach_lerp_
+
+        def lerp(*args: Any, **kwargs: Any) -> Any:
+            self.come("EMA")
+            return average(*args, **kwargs)
+
+        # AdamW is one fused kernel: the steps of Python within an update are its begin, its end, and the EMA after it.
+        torch._foreach_lerp_ = lerp  # type: ignore[assignment]
 
     def _on_disk(self, name: str) -> Callable[..., Any]:
         """The call, counted where it is about to change something in the store; a write that dies has written half."""
