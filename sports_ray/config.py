@@ -9,7 +9,8 @@ import math
 import typing
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from sports_ray.errors import ConfigError
 
@@ -33,7 +34,7 @@ class Checked:
             value = _checked(key, getattr(self, item.name), field_types(type(self))[item.name])
             object.__setattr__(self, item.name, value)
             limits = LIMITS.get(key)
-            if limits is not None and not limits[0] <= value <= limits[1]:
+            if limits is not None and not isinstance(value, str) and not limits[0] <= value <= limits[1]:
                 wanted = (
                     f"from {limits[0]:g} to {limits[1]:g}" if limits[1] < INFINITE else f"of at least {limits[0]:g}"
                 )
@@ -48,6 +49,13 @@ def _checked(key: str, value: Any, kind: Any) -> Any:
         return value
     if get_origin(kind) is tuple:
         return _checked_tuple(key, value, get_args(kind))
+    if get_origin(kind) in (Union, UnionType):  # a word, or a number
+        word, number = get_args(kind)
+        if value in get_args(word):
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(key, got=repr(value), want=f"{' or '.join(get_args(word))} or a number")
+        return _checked(key, value, number)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -249,10 +257,12 @@ class StoreConfig(Checked):
     """Name of the run; empty: model + digest."""
     every_steps: int = 0
     """Commit after this many steps; 0: by time alone."""
-    every_seconds: float = 60.0
-    """Commit after this many seconds; 0: by steps alone."""
+    every_seconds: Literal["auto"] | float = "auto"
+    """Commit after this many seconds; auto: as often as wastes least, from what a commit costs; 0: by steps alone."""
     keep: int = 3
     """Newest checkpoints to keep; the best is kept besides."""
+    max_unsaved_seconds: float = 1800.0
+    """While the store fails training goes on, until so much of it would be lost; then the run pauses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +277,9 @@ class ClusterConfig(Checked):
     """Threads of one tensor operation; 0: the cores shared out. Another number may change the last bits."""
     max_failures: int = 3
     """Crashes in a row without progress before giving up; preemptions are not counted."""
+    mtbf: float = 14400.0
+    """Seconds between two deaths without notice, as assumed by store.every_seconds = auto; preemptible machines live for
+    hours (4 h), those on demand for weeks."""
     time_budget: float = 0.0
     """Seconds after which the run pauses by itself; 0: no limit."""
     start_timeout: float = 300.0
@@ -335,9 +348,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "store.every_steps": (0, INFINITE),
     "store.every_seconds": (0, INFINITE),
     "store.keep": (1, 1_000_000),
+    "store.max_unsaved_seconds": (1, INFINITE),
     "cluster.cpus_per_worker": (0, INFINITE),
     "cluster.threads": (0, 4096),
     "cluster.max_failures": (0, INFINITE),
+    "cluster.mtbf": (60, INFINITE),
     "cluster.time_budget": (0, INFINITE),
     "cluster.start_timeout": (1, INFINITE),
     "cluster.hang_seconds": (0.1, INFINITE),

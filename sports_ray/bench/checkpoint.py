@@ -14,7 +14,8 @@ import torch
 
 from sports_ray.bench.figure import Figure, Say, median
 from sports_ray.bench.photos import photographs
-from sports_ray.config import StoreConfig, TrainConfig
+from sports_ray.config import ClusterConfig, TrainConfig
+from sports_ray.engine.interval import commit_interval
 from sports_ray.engine.run import run
 from sports_ray.engine.world import World
 from sports_ray.orchestrate.plan import make_plan, write_record
@@ -95,7 +96,8 @@ def figures(looks: Sequence[float], commits: Sequence[Mapping[str, Any]], megaby
     costs = [sum(lengths[step] - usual for step in (first - 1, *steps)) for first, steps in touched.items()]
     stalls = [event["stall"] for event in commits]
     seconds = [event["seconds"] for event in commits]
-    interval = StoreConfig().every_seconds
+    cost = max(statistics.fmean(costs), statistics.fmean(stalls))
+    interval = commit_interval(cost, ClusterConfig().mtbf)
     slowed = [1 / lengths[step] for step in sorted(busy)]
     alone = median("steps_alone", "training with no commit under way", [1 / length for length in free], "steps/s")
     beside = median("steps_beside", "training beside a commit", slowed, "steps/s")
@@ -104,7 +106,7 @@ def figures(looks: Sequence[float], commits: Sequence[Mapping[str, Any]], megaby
     return [
         Figure(name="size", words="a checkpoint", value=megabytes, unit="MB"),
         median("stall", "stall of the training thread", [1000 * stall for stall in stalls], "ms"),
-        median("stall_share", f"stall, of the default interval of {interval:g} s", share, "%", most=STALL),
+        median("stall_share", f"stall, of the default interval of {interval:.0f} s", share, "%", most=STALL),
         median("writing", "writing thread", seconds, "s"),
         median("speed", "writing thread", [megabytes / second for second in seconds], "MB/s"),
         alone,

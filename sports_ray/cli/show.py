@@ -81,6 +81,11 @@ def restart_line(event: Mapping[str, Any]) -> str | None:
     """The words for an event that is worth a line of its own, or None."""
     if event["kind"] == "restart":
         return f"! {event['reason']}: starting again from the last commit"
+    if event["kind"] == "store":
+        safe = f"step {event['committed']} is safe"
+        if event["state"] == "back":
+            return f"the store is back after {duration(event['seconds'])}: {safe}"
+        return f"! the store fails since {duration(event['seconds'])} ({event['reason']}): training goes on, {safe}"
     if event["kind"] == "start":
         where = f"at step {event['step']} of {event['total_steps']}"
         return f"{'training from the start' if not event['step'] else 'going on'} {where} · {event['precision']}"

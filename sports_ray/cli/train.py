@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sports_ray.cli.show import Show, choose_show, duration
-from sports_ray.errors import ConfigError
+from sports_ray.errors import ConfigError, SportsRayError
+from sports_ray.stops import Stops, process_start
 
 if TYPE_CHECKING:
     from sports_ray.config import TrainConfig
@@ -26,8 +29,13 @@ Examples:
   sports-ray train --data photos --model vit_base_patch16_224 --time-budget 11h30m --store s3://bucket/runs
   sports-ray train --data photos --model test_resnet --weights none --set optim.lr=4e-3 --dry-run
 
-The same command again goes on where it stopped. Exit codes: 0 done, 2 your mistake, 3 failed, 75 paused.
+The same command again goes on where it stopped. Ctrl-C, SIGTERM and the time budget save and pause; a second Ctrl-C
+ends at once. Exit codes: 0 done, 2 your mistake, 3 failed, 75 paused, 130 ended at once.
 """
+
+
+LEAVE_SECONDS = 0.5
+"""Of a time budget, before its very end: for saying how to go on."""
 
 
 def parse_duration(text: str) -> float:
@@ -62,7 +70,7 @@ def parse_duration(text: str) -> float:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def train(overrides: tuple[str, ...], dry_run: bool, as_json: bool, time_budget: str | None, **flags: Any) -> int:
     """Train a model on a folder of photographs. Run again, the same command goes on where it stopped."""
-    started = time.time()
+    command = Command(as_json)
     from sports_ray.recipe import build_config
 
     keys = {
@@ -79,7 +87,7 @@ def train(overrides: tuple[str, ...], dry_run: bool, as_json: bool, time_budget:
     named = {keys[name]: value for name, value in flags.items() if name in keys}
     named["cluster.time_budget"] = parse_duration(time_budget) if time_budget else None
     config = build_config(flags["recipe"], named, overrides)
-    return carry_out(config, choose_show(as_json), started, dry_run=dry_run)
+    return carry_out(config, command, dry_run=dry_run)
 
 
 @click.command()
@@ -92,9 +100,55 @@ def train(overrides: tuple[str, ...], dry_run: bool, as_json: bool, time_budget:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def resume(run: str, store: str, as_json: bool, time_budget: str | None, **flags: Any) -> int:
     """Go on with RUN, a name in the store or a path to its folder, as it was started."""
-    started = time.time()
+    command = Command(as_json)
     config = recorded_config(run, store, time_budget, **flags)
-    return carry_out(config, choose_show(as_json), started)
+    return carry_out(config, command)
+
+
+class Command:
+    """A command from its first moment on: when it was started, who asks it to stop, and how it shows what it does.
+
+    See `Stops`: until the engine's loop looks for itself, a signal ends the process at once; the end of the time budget
+    does so at any time, if the engine's stop, which leaves room for a commit, should come too late.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.stops = Stops().install()
+        self.started = process_start()
+        self.plan: Plan | None = None
+        self.show = choose_show(as_json)
+        self.stops.leave_with(self.leave)
+
+    def budget(self, seconds: float) -> None:
+        """From now on the process ends before so many seconds have passed since its start; 0: no limit."""
+        if seconds:
+            self.stops.alarm(self.started + seconds - LEAVE_SECONDS - time.time())
+
+    def leave(self, reason: str) -> None:
+        """Says, before the process ends, what is safe and how to go on. Called from a signal's handler."""
+        step, total, command = 0, 0, shlex.join(["sports-ray", *sys.argv[1:]])
+        if self.plan is not None:
+            total = self.plan.schedule.total_steps
+            with suppress(SportsRayError):
+                step = safe_step(self.plan)
+                command = go_on_command(self.plan) if self.plan.run_dir.read_record() else command
+        nothing = "no step is safe yet" if self.stops.looked else "before the first step: nothing is lost"
+        text = f"step {step} of {total} is safe" if step else nothing
+        facts = {"step": step, "total_steps": total, "reason": reason, "command": command}
+        self.show.fact("paused", f"{text} ({reason}). Go on with:\n{command}", **facts)
+        self.show.close()
+
+
+def safe_step(plan: Plan) -> int:
+    """The newest step whose commit was finished; 0: none was."""
+    from sports_ray.store.commit import is_finished, list_commits
+
+    storage = plan.run_dir.storage
+    return max((found.step for found in list_commits(storage) if is_finished(storage, found)), default=0)
+
+
+def go_on_command(plan: Plan) -> str:
+    return f"sports-ray resume {plan.run_dir.storage.uri}"
 
 
 def recorded_config(
@@ -117,15 +171,17 @@ def recorded_config(
     return config_from_dict(settings)
 
 
-def carry_out(config: TrainConfig, show: Show, started: float, dry_run: bool = False) -> int:
+def carry_out(config: TrainConfig, command: Command, dry_run: bool = False) -> int:
     """Plans, shows and runs a training. Returns the exit code."""
+    show = command.show
+    command.budget(config.cluster.time_budget)
     try:
         from sports_ray.orchestrate.cluster import prepare_environment
 
         prepare_environment(config.cluster.usage_stats)
         from sports_ray.orchestrate.plan import make_plan
 
-        plan = make_plan(config, progress=scan_progress())
+        plan = command.plan = make_plan(config, progress=scan_progress())
         if dry_run:
             show_dry_run(plan, show)
             return 0
@@ -133,17 +189,18 @@ def carry_out(config: TrainConfig, show: Show, started: float, dry_run: bool = F
         if plan.status == "finished":
             show_summary(plan, show)
             return 0
-        outcome = execute(plan, show, started)
+        outcome = execute(plan, command)
         if outcome.status == "paused":
             show_pause(plan, outcome, show)
             return 75
         show_summary(plan, show)
         return 0
     finally:
+        command.stops.ignore()
         show.close()
 
 
-def execute(plan: Plan, show: Show, started: float) -> Outcome:
+def execute(plan: Plan, command: Command) -> Outcome:
     """Runs the plan in this process or on Ray."""
     from sports_ray.engine.record import log_to_file
 
@@ -155,10 +212,10 @@ def execute(plan: Plan, show: Show, started: float) -> Outcome:
     if plan.workers == (0, 0):
         from sports_ray.orchestrate.local import train_here
 
-        return train_here(plan, show.event, started)
+        return train_here(plan, command.show.event, command.started, command.stops)
     from sports_ray.orchestrate.train import train_on_ray
 
-    return train_on_ray(plan, show.event, started)
+    return train_on_ray(plan, command.show.event, command.started, command.stops)
 
 
 def scan_progress() -> Any:
@@ -216,12 +273,15 @@ def _model_words(plan: Plan) -> str:
 
 def _plan_words(plan: Plan) -> str:
     schedule, store, (low, high) = plan.schedule, plan.config.store, plan.workers
-    every = [f"{store.every_steps} steps"] if store.every_steps else []
-    every += [f"{store.every_seconds:g} s"] if store.every_seconds else []
+    every = [f"every {store.every_steps} steps"] if store.every_steps else []
+    if store.every_seconds == "auto":
+        every += ["as often as pays"]
+    elif store.every_seconds:
+        every += [f"every {store.every_seconds:g} s"]
     workers = f"{low} to {high} workers" if low < high else f"{low} worker{'s' * (low > 1)}"
     return (
         f"{schedule.epochs} epochs x {schedule.steps_per_epoch} steps · batch {schedule.global_batch} in "
-        f"{schedule.lanes} lanes · commits every {' or '.join(every)} ({plan.checkpoint_bytes / 1e6:.0f} MB) · "
+        f"{schedule.lanes} lanes · commits {' and '.join(every)} ({plan.checkpoint_bytes / 1e6:.0f} MB) · "
         f"{workers if high else 'in this process'}"
     )
 
@@ -246,11 +306,14 @@ def class_counts(manifest: Manifest) -> list[tuple[str, int, int, int]]:
 
 
 def show_pause(plan: Plan, outcome: Outcome, show: Show) -> None:
-    command = f"sports-ray resume {plan.run_dir.storage.uri}"
-    text = f"step {outcome.step} of {outcome.total_steps} is safe ({outcome.reason}). Go on with:\n{command}"
-    show.fact(
-        "paused", text, step=outcome.step, total_steps=outcome.total_steps, reason=outcome.reason, command=command
-    )
+    command = go_on_command(plan)
+    text = f"step {outcome.step} of {outcome.total_steps} is safe ({outcome.reason})."
+    if outcome.lost:
+        text += f" The store did not take the {outcome.lost} steps after it, they will be trained again."
+    text += f" First {outcome.cure}, then go on with:" if outcome.cure else " Go on with:"
+    facts = {"step": outcome.step, "total_steps": outcome.total_steps, "reason": outcome.reason, "command": command}
+    facts |= {"lost_steps": outcome.lost, "cure": outcome.cure, "note": outcome.note}
+    show.fact("paused", "\n".join([text, command, *([f"! {outcome.note}"] if outcome.note else [])]), **facts)
 
 
 def show_summary(plan: Plan, show: Show) -> None:

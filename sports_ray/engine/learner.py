@@ -148,6 +148,10 @@ class Progress:
     """Skipped steps in all."""
     consumed: str = ""
     """Digest of the images of all steps, see ledger.py."""
+    eval_done: int = 0
+    """Validation images scored so far by an evaluation that a stop interrupted; 0: none is open."""
+    eval_sums: list[list[int]] = field(default_factory=list)
+    """Its sums so far over all ranks, as `evaluate.empty_sums`: integers, so that the end does not depend on the cut."""
     loss_sum: float = 0.0
     loss_images: int = 0
     scale: float = 1.0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+
+from sports_ray.stops import Stops
 
 
 class Link(Protocol):
@@ -27,37 +26,33 @@ class Link(Protocol):
 
 
 class InProcessLink:
-    """Link for `--workers 0`: SIGINT and SIGTERM ask for a stop; a second SIGINT ends the process at once."""
+    """Link for `--workers 0`: SIGINT and SIGTERM ask for a stop; a second SIGINT ends the process at once, with code 130."""
 
     def __init__(
         self,
         on_progress: Callable[[Mapping[str, Any]], None],
-        time_budget: float = 0.0,
+        deadline: float = 0.0,
         other_reason: Callable[[], str] = lambda: "",
+        stops: Stops | None = None,
     ) -> None:
-        self.deadline = time.time() + time_budget if time_budget else 0.0
+        """`stops`: what a command has collected from its start on; None: signals count from `with` to its end."""
+        self.deadline = deadline
         self._on_progress = on_progress
         self._other_reason = other_reason
-        self._reason = ""
-        self._previous: dict[int, Any] = {}
+        self._own = stops is None
+        self._stops = stops or Stops()
 
     def __enter__(self) -> InProcessLink:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._on_signal)
+        if self._own:
+            self._stops.install()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self._reason and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._reason = signal.Signals(number).name
+        if self._own:
+            self._stops.restore()
 
     def should_stop(self) -> str:
-        return self._reason or self._other_reason()
+        return self._stops.look() or self._other_reason()
 
     def progress(self, event: Mapping[str, Any]) -> None:
         self._on_progress(event)

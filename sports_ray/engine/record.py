@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 import platform
+import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from sports_ray.errors import StorageError
 from sports_ray.store.run_dir import RunDir
+
+logger = logging.getLogger(__name__)
 
 WINDOW = 30
 
 
 @dataclass(slots=True)
 class Speed:
-    """Images per second over the last steps, evaluations left out, and the slowest step seen."""
+    """Images per second over the last steps, evaluations left out."""
 
     times: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    slowest: float = 0.0
     total_images: int = 0
     """Of all steps but the first, which pays for what is made once."""
     total_seconds: float = 0.0
@@ -32,14 +36,15 @@ class Speed:
     _last: float = field(default_factory=time.perf_counter)
     _shown: float = 0.0
 
-    def step(self, images: int) -> None:
+    def step(self, images: int) -> float:
+        """Takes note of a step; how many seconds it took."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         if self.times:
             self.total_images += images
             self.total_seconds += seconds
-            self.slowest = max(self.slowest, seconds)
         self.times.append((seconds, images))
+        return seconds
 
     def pause(self) -> None:
         """Leaves the time since the last step out of the next one's."""
@@ -63,18 +68,24 @@ class Speed:
 
 
 def write_scalars(run_dir: RunDir, history: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the history as TensorBoard scalars under tensorboard/, where the store is a local folder."""
-    folder = run_dir.local_path("tensorboard")
-    if folder is None or not history:
+    """Writes the history as TensorBoard scalars under tensorboard/. Never fails a run: metrics.jsonl holds them too."""
+    if not history:
         return
     from tensorboardX import SummaryWriter
 
-    run_dir.storage.delete("tensorboard")
-    with SummaryWriter(str(folder)) as writer:
-        for line in history:
-            for name, value in line.items():
-                if isinstance(value, (int, float)) and name not in ("epoch", "step"):
-                    writer.add_scalar(name, value, line["step"])
+    try:
+        # Its writing thread would end in a traceback where the store is full: the file is made elsewhere.
+        with tempfile.TemporaryDirectory() as folder:
+            with SummaryWriter(folder) as writer:
+                for line in history:
+                    for name, value in line.items():
+                        if isinstance(value, (int, float)) and name not in ("epoch", "step"):
+                            writer.add_scalar(name, value, line["step"])
+            run_dir.storage.delete("tensorboard")
+            for file in Path(folder).iterdir():
+                run_dir.storage.write(f"tensorboard/{file.name}", file.read_bytes())
+    except (OSError, StorageError) as error:
+        logger.warning("tensorboard: not written: %s", error)
 
 
 def system_facts(device: torch.device) -> dict[str, Any]:
@@ -105,6 +116,13 @@ def system_facts(device: torch.device) -> dict[str, Any]:
     return facts
 
 
+class _LogFile(logging.FileHandler):
+    """Lines that cannot be written, on a full disk, are lost: logging would print a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
 def _version(name: str) -> str:
     try:
         return version(name)
@@ -120,7 +138,7 @@ def log_to_file(run_dir: RunDir, name: str) -> None:
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / name)
+    handler = _LogFile(folder / name)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     package.handlers = [handler]
     package.propagate = False

@@ -10,6 +10,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sports_ray.config import TrainConfig
 from sports_ray.data.loader import Batch, stream
 from sports_ray.data.manifest import Manifest
@@ -18,11 +20,12 @@ from sports_ray.engine.guard import Watchdog
 from sports_ray.engine.ledger import chained
 from sports_ray.engine.link import Link
 from sports_ray.engine.memory import settled_objects
-from sports_ray.engine.save import SAVE_SECONDS, commit, commit_is_due, finish
+from sports_ray.engine.save import SAVE_SECONDS, commit, commit_is_due, finish, lost, watch_store
 from sports_ray.engine.session import Session, loader_config, loader_processes, open_session
 from sports_ray.engine.step import StepResult, optimiser_step
 from sports_ray.engine.world import World
 from sports_ray.model.optim import learning_rate
+from sports_ray.stops import TIME_BUDGET
 from sports_ray.store.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
@@ -40,7 +43,14 @@ class Outcome:
     reason: str
     """Why it paused; empty when done."""
     step: int
+    """Steps done that are safe in the store."""
     total_steps: int
+    lost: int = 0
+    """Steps done that the store did not take."""
+    cure: str = ""
+    """What would mend that."""
+    note: str = ""
+    """Why no step was done in this session, where that is worth a word."""
 
 
 def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, world: World, lease: str = "") -> Outcome:
@@ -49,8 +59,12 @@ def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, wo
     Raises what no retry can mend as SportsRayError; anything else is a crash.
     """
     session = open_session(config, manifest, run_dir, link, world, lease)
+    if world.rank == 0:
+        session.costs.learn(run_dir.read_timings())
     progress, schedule = session.progress, session.schedule
-    requests = schedule.requests(progress.step, progress.evaluated == progress.step, world.rank, world.size)
+    requests = schedule.requests(
+        progress.step, progress.evaluated == progress.step, world.rank, world.size, progress.eval_done
+    )
     batches = stream(
         manifest,
         loader_config(config, world),
@@ -67,22 +81,43 @@ def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, wo
                 session.watchdog = watchdog
                 reason = _train(session, batches, watchdog)
             # Unwatched: the last commit of a large model may take far longer than a step, and has a limit of its own.
-            finish(session, reason)
-        finally:
-            if session.writer is not None:
-                session.writer.close(CLOSE_SECONDS)
-    status = "paused" if reason else "done"
-    return Outcome(status, reason, progress.step, schedule.total_steps)
+            reason = finish(session, reason)
+        except BaseException:
+            _close(session, CLOSE_SECONDS)
+            raise
+        _close(session, 0.0)
+    return _outcome(session, reason)
+
+
+def _close(session: Session, seconds: float) -> None:
+    if session.writer is not None:
+        session.writer.close(seconds)
+
+
+def _outcome(session: Session, reason: str) -> Outcome:
+    (steps, cure), costs, note = lost(session), session.costs, ""
+    if reason == TIME_BUDGET and not costs.steps and not session.progress.eval_done:
+        note = (
+            f"no step fits into the time budget: of it {costs.reserve():.0f} s are kept for the slowest step "
+            f"({max(costs.first, costs.step, costs.batch):.1f} s) and commit ({costs.commit:.1f} s) seen so far"
+        )
+    step, total = session.progress.step - steps, session.schedule.total_steps
+    return Outcome("paused" if reason else "done", reason, step, total, steps, cure, note)
 
 
 def _train(session: Session, batches: Iterator[Batch], watchdog: Watchdog) -> str:
     """Steps and evaluates until the run is done (returns "") or asked to stop (returns the reason)."""
     progress, schedule = session.progress, session.schedule
+    # A step that is begun too late would overrun the budget: what the last sessions took counts before the first one.
+    if session.link.deadline and session.world.any(bool(_out_of_time(session))):
+        return TIME_BUDGET
     while True:
         due = schedule.evaluates_after(progress.step) and progress.evaluated != progress.step
-        if due and (reason := _evaluate(session, batches, watchdog)):
+        reason = _evaluate(session, batches, watchdog) if due else ""
+        over = progress.step >= schedule.total_steps or progress.stopped_early
+        if reason and not (over and progress.evaluated == progress.step):
             return reason
-        if progress.step >= schedule.total_steps or progress.stopped_early:
+        if over:
             return ""
         if reason := _step(session, next(batches)):
             return reason
@@ -95,11 +130,12 @@ def _step(session: Session, batch: Batch) -> str:
     lr = learning_rate(
         progress.step, session.lr, config.optim, config.loop.phases, schedule.steps_per_epoch, config.loop.epochs
     )
-    wish = session.link.should_stop() or _out_of_time(session)
+    wish = _wish(session)
     mark = session.ledger.mark(batch.request.epoch, batch.request.start, batch.rows.tolist())
     result = optimiser_step(session.learner, schedule, progress, batch, lr, bool(wish), mark)
     _count(session, result)
-    session.speed.step(result.images)
+    session.costs.took(session.speed.step(result.images), session.writer is not None and session.writer.busy)
+    session.unsaved = True
     _show(session, result, lr)
     if session.writer is not None and not result.stop:
         session.writer.check()
@@ -130,30 +166,41 @@ def _count(session: Session, result: StepResult) -> None:
     progress.scale, progress.scale_good_steps = session.learner.scale.value, session.learner.scale.good_steps
 
 
+def _wish(session: Session) -> str:
+    """Why this rank wants to stop, or ""."""
+    return session.link.should_stop() or _out_of_time(session) or watch_store(session)
+
+
 def _out_of_time(session: Session) -> str:
-    """Stops while there is still room for the slowest step or evaluation batch seen so far and two commits."""
-    if not session.link.deadline:
-        return ""
-    commit = session.writer.seconds if session.writer is not None else 0.0
-    reserve = 2.0 * session.speed.slowest + 2.0 * commit + 2.0
-    return "time budget" if time.time() + reserve >= session.link.deadline else ""
+    """Stops while there is still room for the slowest of all that has to follow."""
+    deadline = session.link.deadline
+    return TIME_BUDGET if deadline and time.time() + session.costs.reserve() >= deadline else ""
 
 
 def _evaluate(session: Session, batches: Iterator[Batch], watchdog: Watchdog) -> str:
-    """Scores the validation split and takes note of it; a stop in between returns its reason and leaves no trace."""
-    progress, learner, world = session.progress, session.learner, session.world
-    start, sums = time.perf_counter(), empty_sums(learner)
-    for request in session.schedule.eval_requests(world.rank, world.size):
+    """Scores the validation split and takes note of it; a stop returns its reason, and keeps the sums so far."""
+    progress, learner, world, val_images = session.progress, session.learner, session.world, session.schedule.val_images
+    start, sums, reason = time.perf_counter(), empty_sums(learner), ""
+    if progress.eval_done and world.rank == 0:
+        sums += torch.tensor(progress.eval_sums, device=sums.device)
+    done = progress.eval_done
+    for _ in session.schedule.eval_requests(world.rank, world.size, done):
+        begin = time.perf_counter()
         add_batch(learner, sums, next(batches))
+        session.costs.batch = max(session.costs.batch, time.perf_counter() - begin)
         watchdog.beat()
-        wish = session.link.should_stop() or _out_of_time(session)
-        if world.any(bool(wish)):
-            return wish or "another worker was asked to stop"
+        done = min(done + world.size * session.schedule.eval_batch, val_images)
+        wish = _wish(session)
+        reason = (wish or "another worker was asked to stop") if world.any(bool(wish)) else ""
+        if reason and done < val_images:
+            progress.eval_done, progress.eval_sums = done, world.sum_(sums).tolist()
+            session.unsaved = True
+            return reason
         if world.rank == 0:
-            done = min(request.stop * 1.0 / max(1, session.schedule.val_images), 1.0)
-            session.link.progress({"kind": "evaluation", "done": done})
+            session.link.progress({"kind": "evaluation", "done": done / val_images})
     scores = summarise(learner, sums)
     _note(session, scores)
+    session.unsaved = True
     session.speed.pause()
     session.link.report(dict(progress.history[-1]))
     if session.writer is not None:
@@ -163,7 +210,7 @@ def _evaluate(session: Session, batches: Iterator[Batch], watchdog: Watchdog) ->
         session.link.progress({"kind": "evaluated", **progress.history[-1], "best": best, "seconds": seconds})
         if best or commit_is_due(session):
             commit(session)
-    return ""
+    return reason
 
 
 def _note(session: Session, scores: dict[str, Any]) -> None:
@@ -189,7 +236,7 @@ def _note(session: Session, scores: dict[str, Any]) -> None:
         progress.step - 1, session.lr, session.config.optim, loop.phases, session.schedule.steps_per_epoch, loop.epochs
     )
     progress.history.append(line)
-    progress.evaluated = progress.step
+    progress.evaluated, progress.eval_done, progress.eval_sums = progress.step, 0, []
     progress.loss_sum, progress.loss_images = 0.0, 0
 
 

@@ -1,50 +1,83 @@
-"""Commits of a running session, and the weights of a finished one."""
+"""Commits of a running session, the weights of a finished one, and what to do while the store fails."""
 
 from __future__ import annotations
 
+import logging
+import math
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from sports_ray.engine.interval import commit_interval
 from sports_ray.engine.record import write_scalars
 from sports_ray.engine.session import Session
-from sports_ray.errors import StorageError
 from sports_ray.store.commit import read_commit, write_commit
 from sports_ray.store.fence import check
 
+logger = logging.getLogger(__name__)
+
 SAVE_SECONDS = 600.0
-"""How long the last commit of a session may take, tries included."""
+"""How long the last commit of a session that was asked to stop may take, tries included."""
+FAILING_SECONDS = 60.0
+"""How long at most a store that fails is waited for by who was asked to stop."""
+WAIT_SECONDS = 0.5
+"""Between two looks while the last commit is waited for."""
+LAST_TRY = 5.0
+"""How long at least a store that has failed for too long already is given for the last commit."""
+STUCK_SECONDS = 60.0
+"""After so long without an answer to a commit, and ten times the slowest one, the store counts as failing."""
+EXIT_SECONDS = 1.0
+"""Of a time budget: left to the end of the process when the store does not take the last commit."""
 
 
 def commit_is_due(session: Session) -> bool:
-    store, writer, progress = session.config.store, session.writer, session.progress
+    store, writer = session.config.store, session.writer
     assert writer is not None
-    if store.every_steps and progress.step % store.every_steps == 0:
+    if store.every_steps and session.progress.step % store.every_steps == 0:
         return True
-    return (
-        bool(store.every_seconds)
-        and not writer.busy
-        and (time.monotonic() - session.submitted_at >= store.every_seconds)
-    )
+    return not writer.busy and time.monotonic() - session.submitted_at >= _interval(session)
 
 
-def commit(session: Session, wait: bool = False) -> None:
-    """Copies the state to host memory and lets the writer's thread write it; `wait`: until it is safe in the store.
+def _interval(session: Session) -> float:
+    """Seconds between two commits; infinite where steps alone decide."""
+    every = session.config.store.every_seconds
+    if every == "auto":
+        return commit_interval(session.costs.cost.mean, session.config.cluster.mtbf)
+    return every or math.inf
 
-    A commit that is being written is waited for; one that failed and waits for its next try is replaced by this one.
-    Raises StorageError when `wait` and the store stays away for SAVE_SECONDS.
+
+def commit(session: Session) -> None:
+    """Copies the state to host memory and lets the writer's thread write it.
+
+    A commit that is being written is waited for; one that failed and waits for its next try is replaced by this one. A
+    store that does not answer is not waited for: training goes on, and the next commit that is due tries again.
     """
-    writer, progress, run_dir, token = session.writer, session.progress, session.run_dir, session.token
+    writer = session.writer
     assert writer is not None
     start = time.perf_counter()
     while writer.busy:
+        if failing_seconds(session):
+            return
         time.sleep(0.001)
         if session.watchdog is not None:
             session.watchdog.wait()
+    _submit(session, start)
+
+
+def _submit(session: Session, start: float) -> None:
+    """Hands the state to the idle writer; `start`: when waiting for it began, on the performance counter."""
+    writer, progress, run_dir, token, costs = (
+        session.writer, session.progress, session.run_dir, session.token, session.costs
+    )  # fmt: skip
+    assert writer is not None
     tensors = {name: _host_copy(group) for name, group in session.learner.tensors().items()}
     state, step, keep, best = progress.to_json(), progress.step, session.config.store.keep, progress.best_step
+    copied_at = time.monotonic()
     stall = time.perf_counter() - start
+    costs.cost.begin(stall)
+    before = costs.cost.last
 
     def write() -> None:
         begin = time.perf_counter()
@@ -52,18 +85,62 @@ def commit(session: Session, wait: bool = False) -> None:
         run_dir.write_metrics(state["history"])
         run_dir.prune(keep, best or None)
         seconds = time.perf_counter() - begin
-        session.committed = step
-        run_dir.append_timing({"kind": "commit", "step": step, "stall": round(stall, 5), "seconds": round(seconds, 4)})
+        session.committed, costs.safe_at = step, copied_at
+        costs.commit = max(costs.commit, stall + seconds)
+        event = {"kind": "commit", "step": step, "stall": round(stall, 5), "seconds": round(seconds, 4)}
+        # What this commit costs is known when it is over: the event holds the one before.
+        run_dir.append_timing({**event, "excess": before and round(before, 5), "slowest": costs.slowest()})
 
     writer.submit(write)
-    session.submitted_at = time.monotonic()
+    session.submitted_at, session.unsaved = time.monotonic(), False
     session.speed.stall(stall)
-    if wait and not writer.wait(SAVE_SECONDS):
-        raise StorageError(
-            f"step {step} could not be saved for {SAVE_SECONDS:.0f} s",
-            got=writer.last_error or "a store that does not answer",
-            cure="bring the store back; the same command goes on from the last commit",
-        )
+
+
+def failing_seconds(session: Session) -> float:
+    """For how long the store has been failing, or has given no answer to a commit; 0 if it is well."""
+    writer = session.writer
+    assert writer is not None
+    if writer.failing_seconds:
+        return writer.failing_seconds
+    waited = time.monotonic() - session.submitted_at
+    return waited if writer.busy and waited > max(STUCK_SECONDS, 10 * session.costs.commit) else 0.0
+
+
+def watch_store(session: Session) -> str:
+    """Tells people that the store fails, and that it is back. Returns why to stop, before too much is unsaved, or ""."""
+    writer = session.writer
+    if writer is None:
+        return ""
+    seconds = failing_seconds(session)
+    event = {"kind": "store", "committed": session.committed or 0}
+    if not seconds:
+        if session.told:
+            logger.warning("store: back after %.0f s, safe step=%s", session.told, session.committed)
+            session.link.progress({**event, "state": "back", "seconds": round(session.told, 1)})
+            session.told = 0.0
+        return ""
+    unsaved = time.monotonic() - session.costs.safe_at
+    why = _reason(session)
+    if not session.told or seconds >= 2 * max(session.told, 1.0):
+        session.told = seconds
+        logger.warning("store: failing for %.0f s, safe step=%s: %s", seconds, session.committed, why)
+        facts = {"seconds": round(seconds, 1), "unsaved_seconds": round(unsaved, 1), "reason": why}
+        session.link.progress({**event, "state": "failing", **facts})
+    limit = session.config.store.max_unsaved_seconds
+    # The step that follows is done before the stop.
+    return f"the store fails: {why}" if unsaved + session.costs.step >= limit else ""
+
+
+def _reason(session: Session) -> str:
+    assert session.writer is not None
+    error = session.writer.last_error
+    return str(error.got or error.what) if error is not None else "no answer to a write"
+
+
+def _cure(session: Session) -> str:
+    assert session.writer is not None
+    error = session.writer.last_error
+    return error.cure if error is not None else "check the storage"
 
 
 def _host_copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,20 +154,82 @@ def _host_copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return copies
 
 
-def finish(session: Session, reason: str) -> None:
-    """Commits the last step and, when the run is done, publishes its weights."""
+def finish(session: Session, reason: str) -> str:
+    """Commits what is not saved and, when the run is done, publishes its weights. Returns why the run pauses, or "".
+
+    A store that stays away does not raise: what was safe before is what the run goes on from.
+    """
     if session.writer is None:
-        return
-    if session.committed != session.progress.step or not reason:
-        commit(session, wait=True)
-    if not reason:
-        _publish(session)
+        return reason
+    patience = _patience(session, reason)
+    if session.unsaved or not reason:
+        if not _saved(session, lambda: _submit(session, time.perf_counter()), patience):
+            return reason or f"the store fails: {_reason(session)}"
+    elif not _saved(session, lambda: None, patience):
+        return reason
+    if not reason and not _saved(session, lambda: session.writer.submit(lambda: _publish(session)), patience):
+        return f"the store fails: {_reason(session)}"
+    begin = time.perf_counter()
     write_scalars(session.run_dir, session.progress.history)
-    seconds = round(time.monotonic() - session.opened_at, 3)
+    _leave_times(session, reason, time.perf_counter() - begin)
+    return reason
+
+
+def _patience(session: Session, reason: str) -> float:
+    """Seconds that the store has for the last commit: what may be lost sets the limit, and the time budget."""
+    left = session.config.store.max_unsaved_seconds - (time.monotonic() - session.costs.safe_at)
+    least = max(LAST_TRY, 4 * session.costs.commit)
+    seconds = max(least, min(left, SAVE_SECONDS) if reason else left)
+    if session.link.deadline:
+        seconds = min(seconds, max(1.0, session.link.deadline - time.time() - session.costs.end - EXIT_SECONDS))
+    return seconds
+
+
+def _saved(session: Session, submit: Callable[[], object], patience: float) -> bool:
+    """Hands work to the writer when it is free, and waits for all of it; whether it was saved in so many seconds."""
+    writer, begun = session.writer, time.monotonic()
+    assert writer is not None
+    while writer.busy and _patient(session, begun, patience):
+        time.sleep(0.001)
+    if writer.busy:
+        return False
+    submit()
+    while not writer.wait(WAIT_SECONDS):
+        if not _patient(session, begun, patience):
+            return False
+    watch_store(session)
+    return True
+
+
+def _patient(session: Session, begun: float, patience: float) -> bool:
+    """Whether to wait on; who was asked to stop waits less for a store that fails."""
+    watch_store(session)
+    waited = time.monotonic() - begun
+    failing = session.link.should_stop() and failing_seconds(session)
+    return waited < (min(patience, FAILING_SECONDS) if failing else patience)
+
+
+def _leave_times(session: Session, reason: str, end_seconds: float) -> None:
     speed = {"images": session.speed.total_images, "step_seconds": round(session.speed.total_seconds, 4)}
     session.run_dir.append_timing(
-        {"kind": "end", "step": session.progress.step, "reason": reason, "seconds": seconds, **speed}
+        {
+            "kind": "end",
+            "step": session.progress.step,
+            "reason": reason,
+            "seconds": round(time.monotonic() - session.opened_at, 3),
+            "end_seconds": round(end_seconds, 3),
+            "steps": session.costs.steps,
+            "slowest": session.costs.slowest(),
+            **speed,
+        }
     )
+
+
+def lost(session: Session) -> tuple[int, str]:
+    """Steps done and not saved, and what would mend the store; (0, "") when all is safe."""
+    if session.writer is None or session.progress.step == session.committed:
+        return 0, ""
+    return session.progress.step - (session.committed or 0), _cure(session)
 
 
 def _publish(session: Session) -> None:

@@ -64,21 +64,25 @@ class Schedule:
         lanes = self.lane_spans(step, rank, world)
         return Request("train", self.epoch_of(step), lanes[0][1], lanes[-1][2])
 
-    def eval_requests(self, rank: int, world: int) -> Iterator[Request]:
+    def eval_requests(self, rank: int, world: int, first: int = 0) -> Iterator[Request]:
         """A rank's share of one evaluation: whole batches, so that a batch's content does not depend on the world.
 
-        Every rank gets equally many; the last one may be empty.
+        Every rank gets equally many; the last one may be empty. `first`: images that an earlier session has scored.
         """
         stride = self.eval_batch * world
-        for start in range(rank * self.eval_batch, -(-self.val_images // stride) * stride, stride):
+        rounds = -(-(self.val_images - first) // stride)
+        for start in range(first + rank * self.eval_batch, first + rounds * stride, stride):
             yield Request("val", -1, min(start, self.val_images), min(start + self.eval_batch, self.val_images))
 
-    def requests(self, step: int, evaluated: bool, rank: int, world: int) -> Iterator[Request]:
-        """All that a rank reads from `step` steps done to the end; `evaluated`: the evaluation at `step` is done."""
+    def requests(
+        self, step: int, evaluated: bool, rank: int, world: int, eval_done: int = 0
+    ) -> Iterator[Request]:
+        """All that a rank reads from `step` steps done to the end; `evaluated`: the evaluation at `step` is done,
+        `eval_done`: so many images of it are."""
         while True:
             if self.evaluates_after(step) and not evaluated:
-                yield from self.eval_requests(rank, world)
-            evaluated = False
+                yield from self.eval_requests(rank, world, eval_done)
+            evaluated, eval_done = False, 0
             if step >= self.total_steps:
                 return
             yield self.train_request(step, rank, world)

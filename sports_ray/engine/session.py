@@ -16,6 +16,7 @@ from sports_ray.config import DataConfig, ImageSpec, TrainConfig
 from sports_ray.data.cache import budget_bytes
 from sports_ray.data.manifest import Manifest
 from sports_ray.engine.guard import Watchdog
+from sports_ray.engine.interval import Costs
 from sports_ray.engine.learner import Learner, Progress, build_learner, choose_precision
 from sports_ray.engine.ledger import Ledger
 from sports_ray.engine.link import Link
@@ -58,6 +59,11 @@ class Session:
     """Newest step that is safe in the store, as far as this process knows."""
     submitted_at: float = field(default_factory=time.monotonic)
     """When the newest commit was handed to the writer, on the monotonic clock."""
+    costs: Costs = field(default_factory=Costs)
+    unsaved: bool = False
+    """Whether anything has changed since the newest commit was handed to the writer."""
+    told: float = 0.0
+    """For how many seconds of a failing store people have been told of; 0: it is well."""
 
     @property
     def world(self) -> World:

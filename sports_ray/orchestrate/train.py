@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from sports_ray.errors import FencedError, SportsRayError, TrainingError
 from sports_ray.orchestrate.cluster import ray_cluster, shared_cores, worker_environment
 from sports_ray.orchestrate.plan import Plan, write_record
 from sports_ray.orchestrate.watch import Retries, Watch, crash_limit
+from sports_ray.stops import Stops
 from sports_ray.store.lease import Lease
 
 logger = logging.getLogger(__name__)
@@ -23,10 +23,14 @@ OnProgress = Callable[[Mapping[str, Any]], None]
 POLL_SECONDS = 0.5
 END_SECONDS = 10.0
 """How long `fit` may take to notice that its controller was ended."""
+LEAVE_SECONDS = 6.0
+"""Of a time budget, after the workers' last commit: for the controller's poll, the end of `fit` and of a local cluster."""
 RAY_RETRIES = 1_000  # within one fit; the limit that counts is cluster.max_failures, in crashes without progress
 
 
-def train_on_ray(plan: Plan, on_progress: OnProgress, started: float | None = None) -> Outcome:
+def train_on_ray(
+    plan: Plan, on_progress: OnProgress, started: float | None = None, stops: Stops | None = None
+) -> Outcome:
     """Trains `plan` with Ray Train to its end or to the next stop; recovers from the death of workers and controller.
 
     Raises the worker's own error when no retry can mend it, TrainingError when retries are used up or the cluster is
@@ -34,14 +38,15 @@ def train_on_ray(plan: Plan, on_progress: OnProgress, started: float | None = No
     """
     config = plan.config
     budget = config.cluster.time_budget
-    deadline = (started or time.time()) + budget if budget else 0.0
-    with Lease.acquire(plan.run_dir.storage) as lease, stop_signals() as stops:
+    deadline = (started or time.time()) + budget - LEAVE_SECONDS if budget else 0.0
+    with Lease.acquire(plan.run_dir.storage) as lease, listening(stops) as heard:
         write_record(plan)
         ray_log = plan.run_dir.local_path("logs/ray.log")
         watch = Watch(Retries(config.cluster.max_failures))
         while True:
             with ray_cluster(config.cluster.address, usage_stats=config.cluster.usage_stats, log=ray_log):
-                outcome = _fit_until_settled(plan, on_progress, watch, stops, lease, deadline)
+                heard.install()  # ray.init() has put a handler of its own in place
+                outcome = _fit_until_settled(plan, on_progress, watch, heard.reasons, lease, deadline)
             if outcome is not None:
                 return outcome
             on_progress({"kind": "restart", "reason": "the training's controller died"})
@@ -225,21 +230,14 @@ def _verdict(box: dict[str, Any]) -> dict[str, Any] | None:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[str]]:
-    """Collects SIGINT and SIGTERM as reasons to pause; a second SIGINT interrupts at once."""
-    reasons: list[str] = []
-
-    def note(number: int, frame: object) -> None:
-        if reasons and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        reasons.append(signal.Signals(number).name)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield reasons
+def listening(stops: Stops | None) -> Iterator[Stops]:
+    """Stops that somebody looks at: those that the command has collected so far, or its own from here on."""
+    if stops is not None:
+        stops.look()
+        yield stops
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = Stops().install()
     try:
-        yield reasons
+        yield own
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        own.restore()

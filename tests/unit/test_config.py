@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 import pytest
 
@@ -19,6 +19,11 @@ from sports_ray.config import (
 from sports_ray.errors import ConfigError
 
 SECTIONS = {**field_types(TrainConfig), "phase": PhaseConfig}
+
+
+def number_of(kind: Any) -> Any:
+    """The number in a type such as Literal["auto"] | float; any other type as it is."""
+    return next((part for part in get_args(kind) if part in (int, float)), kind) if get_origin(kind) is Union else kind
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,8 @@ SECTIONS = {**field_types(TrainConfig), "phase": PhaseConfig}
         ("data", {"classes": ("tennis", 3)}, "data.classes; got 3; wanted text"),
         ("loop", {"phases": (3,)}, "loop.phases; got 3; wanted PhaseConfig"),
         ("phase", {"epochs": 0}, "phase.epochs; got 0; wanted a value of at least 1"),
+        ("store", {"every_seconds": "often"}, "store.every_seconds; got 'often'; wanted auto or a number"),
+        ("store", {"every_seconds": True}, "store.every_seconds; got True; wanted auto or a number"),
         ("optim", {"lr": 101}, "optim.lr; got 101.0; wanted a value from 0 to 100"),
     ],
 )
@@ -52,7 +59,7 @@ def test_every_limit_holds_at_both_ends_and_not_beyond(key: str) -> None:
     section, name = key.split(".")
     cls = SECTIONS[section]
     low, high = LIMITS[key]
-    kind = field_types(cls)[name]
+    kind = number_of(field_types(cls)[name])
     inside = [low] if high == float("inf") else [low, high]
     for value in inside:
         assert getattr(cls(**{name: kind(value)}), name) == value
@@ -65,7 +72,7 @@ def test_every_limit_holds_at_both_ends_and_not_beyond(key: str) -> None:
 def test_numbers_that_no_record_could_hold_are_refused_everywhere(value: float) -> None:
     for section, cls in SECTIONS.items():
         for name, kind in field_types(cls).items():
-            if kind is float:
+            if number_of(kind) is float:
                 with pytest.raises(ConfigError, match=f"{section}.{name}.*finite"):
                     cls(**{name: value})
     with pytest.raises(ConfigError, match="finite"):
@@ -86,7 +93,7 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 def test_every_limit_is_of_a_field_that_exists_and_every_number_has_one_or_a_reason() -> None:
     numbers = {
         f"{section}.{name}" for section, cls in SECTIONS.items() for name, kind in field_types(cls).items()
-        if kind in (int, float)
+        if number_of(kind) in (int, float)
     }  # fmt: skip
     assert set(LIMITS) <= numbers
     assert numbers - set(LIMITS) == {"data.cache_gb"}  # below 0 it is chosen, above it is as large as the memory
