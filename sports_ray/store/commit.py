@@ -13,14 +13,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sports_ray.errors import ConfigError, RunError, StorageError
+from sports_ray.errors import ConfigError, FencedError, RunError, StorageError
 from sports_ray.store.codec import Encoded, decode, parse, seal, unseal
-from sports_ray.store.fence import Fence, check, is_orphan, last_token, raise_fence, read_fences
+from sports_ray.store.fence import (
+    Fence,
+    check,
+    is_orphan,
+    move_fence,
+    new_token,
+    raise_fence,
+    read_fences,
+    withdraw,
+)
 from sports_ray.store.lease import check_holder
 from sports_ray.store.storage import Buffer, Storage, is_of_one_file
 
@@ -98,11 +107,56 @@ def begin_attempt(storage: Storage, owner: Mapping[str, object], lease: str = ""
     while True:
         if lease:
             check_holder(storage, lease)
-        commit, passed_over = newest(storage)
-        token = max([last_token(storage), *(found.token for found in list_commits(storage))]) + 1
-        if raise_fence(storage, token, commit.step if commit else 0, owner):
-            log.info("attempt.begun token=%d from_step=%d", token, commit.step if commit else 0)
-            return Attempt(token, commit, tuple(passed_over))
+        there = list_commits(storage)
+        before = [found for found in there if is_finished(storage, found)]
+        commit, passed_over = _to_go_on_from(storage, read_fences(storage))
+        fence = _fence(new_token(storage, max((found.token for found in there), default=0)), commit)
+        if raise_fence(storage, fence, owner):
+            break
+    try:
+        if lease:
+            check_holder(storage, lease)
+        check(storage, fence.token)
+    except FencedError:
+        withdraw(storage, fence.token)
+        raise
+    # Whoever passed its check before the fence stood may have committed since, and pruned what this attempt goes on from.
+    others = [other for other in read_fences(storage) if other.token != fence.token]
+    while late := _finished_since(storage, before, fence, others):
+        before += late
+        commit, passed_over = _to_go_on_from(storage, others)
+        fence = _fence(fence.token, commit)
+        move_fence(storage, fence, owner)
+    log.info("attempt.begun token=%d from_step=%d", fence.token, fence.from_step)
+    return Attempt(fence.token, commit, tuple(passed_over))
+
+
+def _fence(token: int, commit: Commit | None) -> Fence:
+    return Fence(token, commit.step, commit.token) if commit else Fence(token, 0)
+
+
+def _to_go_on_from(storage: Storage, fences: list[Fence]) -> tuple[Commit | None, list[str]]:
+    """The newest commit that verifies; if the best one that its state names (`best_step`) does not, one before that.
+
+    Training from there makes the best again, bit for bit. If there is none before it, the newest stays: the best is
+    lost, but hours of training are not."""
+    commit, passed_over = newest(storage, fences)
+    best = commit.state.get("best_step") if commit else None
+    if commit is None or not best or best >= commit.step:
+        return commit, passed_over
+    try:
+        read_commit(storage, best)
+        return commit, passed_over
+    except RunError as error:
+        reason = str(error)
+    for found in sorted(list_commits(storage), reverse=True):
+        if found.step < best and not is_orphan(*found, fences):
+            with suppress(RunError):
+                older = read_commit(storage, *found)
+                log.warning("commit.passed_over step=%d token=%d reason=%s", commit.step, commit.token, reason)
+                return older, [*passed_over, f"step {commit.step} (attempt {commit.token}): its best, {reason}"]
+    log.warning("commit.best_lost step=%d reason=%s", best, reason)
+    return commit, passed_over
 
 
 def write_commit(
@@ -111,7 +165,9 @@ def write_commit(
     """Commit tensors (file name without suffix -> name -> tensor) and JSON state at a step, durably.
 
     A commit of the same step and attempt is replaced in one move; files that are there already and verify are kept.
-    Raises FencedError when a newer attempt exists, StorageError when the storage fails; then the old state stands.
+    Raises FencedError when a newer attempt exists, StorageError when the storage fails; then the old state stands, or
+    in rare cases the new one. A commit that this returned from is what any later attempt goes on from: the check after
+    the record tells that no attempt had begun that may have looked for commits before it was there.
     """
     check(storage, token)
     folder = CommitId(step, token).folder
@@ -124,6 +180,7 @@ def write_commit(
         storage.write(f"{FOLDER}/begun-a{token:04d}-{step:08d}", b"\n")
     if standing is not None:
         delete_unnamed(storage, folder, files)
+    check(storage, token)
     return CommitInfo(step, token, folder, sum(entry["size"] for entry in files.values()))
 
 
@@ -165,8 +222,12 @@ def newest(storage: Storage, fences: Iterable[Fence] | None = None) -> tuple[Com
     storage fails as a whole (then nothing is said about the commits)."""
     fences = read_fences(storage) if fences is None else list(fences)
     passed: list[str] = []
+    seen: set[CommitId] = set()
     damaged = 0
-    for found in sorted(list_commits(storage), reverse=True):
+    # Looks again: while this reads, the run's own writer may have committed, and pruned what was listed.
+    while unseen := sorted(set(list_commits(storage)) - seen):
+        found = unseen[-1]
+        seen.add(found)
         if is_orphan(*found, fences):
             reason = "written by an attempt that had been replaced"
         else:
@@ -196,9 +257,21 @@ def list_commits(storage: Storage) -> list[CommitId]:
     return sorted(CommitId(int(match[1]), int(match[2])) for match in matches if match)
 
 
+def _finished_since(
+    storage: Storage, before: Collection[CommitId], fence: Fence, others: list[Fence]
+) -> list[CommitId]:
+    """Commits on the line of the `others` that are newer than what `fence` goes on from, and were not there before."""
+    start = CommitId(fence.from_step, fence.from_token)
+    return [
+        found
+        for found in list_commits(storage)
+        if found > start and found not in before and not is_orphan(*found, others) and is_finished(storage, found)
+    ]
+
+
 def is_finished(storage: Storage, commit: CommitId) -> bool:
     """Whether a commit has its record; that it verifies is for `read_commit` to say."""
-    return storage.exists(f"{commit.folder}/{RECORD}")
+    return any(entry.name == RECORD for entry in storage.list(commit.folder))
 
 
 def delete_commit(storage: Storage, commit: CommitId) -> None:
@@ -216,16 +289,20 @@ def delete_unnamed(storage: Storage, folder: str, files: Mapping[str, Mapping[st
 
 
 def delete_orphans(storage: Storage, fences: Iterable[Fence]) -> list[str]:
-    """Delete what no reader will use: unfinished and fenced-off commits, and what interrupted writes left in others."""
+    """Delete what no reader will use: unfinished and fenced-off commits, and what interrupted writes left in others.
+
+    What a newer attempt than the newest of `fences` writes is left alone, even if it is unfinished."""
     fences, gone = list(fences), []
+    newest_token = max((fence.token for fence in fences), default=0)
     for found in list_commits(storage):
+        if found.token > newest_token:
+            continue
         if is_orphan(*found, fences) or not is_finished(storage, found):
             delete_commit(storage, found)
             gone.append(found.folder)
             continue
-        with suppress(RunError):
-            record = unseal(storage.read(f"{found.folder}/{RECORD}"), RECORD)
-            delete_unnamed(storage, found.folder, record["files"])
+        if record := _standing(storage, found.folder):
+            delete_unnamed(storage, found.folder, record)
     begun = _begun(storage)
     proof = max((mark for mark in begun if not is_orphan(mark[1], mark[0], fences)), default=None)
     for token, step in begun:
@@ -241,12 +318,12 @@ def _begun(storage: Storage) -> list[tuple[int, int]]:
 
 def _standing(storage: Storage, folder: str) -> dict[str, dict[str, Any]] | None:
     """Files named by the record that is there already; {} if it is damaged, None if there is none."""
-    content = storage.find(f"{folder}/{RECORD}")
-    if content is None:
-        return None
     try:
-        return dict(unseal(content, RECORD)["files"])
-    except RunError:
+        content = storage.find(f"{folder}/{RECORD}")
+        return None if content is None else dict(unseal(content, RECORD)["files"])
+    except (RunError, StorageError) as error:
+        if isinstance(error, StorageError) and not is_of_one_file(error):
+            raise
         return {}
 
 

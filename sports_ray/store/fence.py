@@ -1,13 +1,18 @@
 """Fencing: a numbered file for each attempt at a run, so that whoever comes later can tell the past to be quiet.
 
-An attempt reads the newest commit that verifies (at `from_step`) and then creates the next number, exclusively. From
-then on a commit of a lower number above `from_step` is an orphan: its writer was believed dead and was not. Nobody
-reads it.
+An attempt reads the newest commit that verifies and then creates a number above all others, with that commit in it. So
+the files form a line from the newest attempt back to the start: (attempt 9 from step 40 of attempt 7) -> (attempt 7
+from step 10 of attempt 2) -> ... A commit that is not on this line is an orphan: its writer was believed dead and was
+not, or lost a race for the run. Nobody reads it.
+
+Where a file can be created exclusively the next number is taken. Where it cannot (object stores) a random one above is:
+two who race take different numbers, the lower one is fenced off at its next `check`, and what it wrote is off the line.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -19,47 +24,71 @@ log = logging.getLogger(__name__)
 
 _FOLDER = "fences"
 _KEPT = 8
-"""Newest fence files to keep. Each repeats all earlier numbers, so that one damaged file loses nothing."""
+"""Newest fence files to keep. Each repeats all earlier ones, so that one damaged file loses nothing."""
+_STRIDE = 1_000_000
+"""Range of the random step to a new number where creation is not exclusive: of so many races one is a tie."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Attempt `token` went on from step `from_step` (0: from the start)."""
+    """Attempt `token` went on from the commit of `from_step` by the attempt `from_token`; 0 and 0: from the start."""
 
     token: int
     from_step: int
+    from_token: int = 0
 
 
 def read_fences(storage: Storage) -> list[Fence]:
     """All fences, by token. A damaged file is passed over with a warning: later ones repeat it."""
-    known: dict[int, int] = {}
+    known: dict[int, Fence] = {}
     for token in sorted(_tokens(storage), reverse=True):
         if token in known:
             continue
         try:
             record = unseal(storage.read(_path(token)), f"fence {token}")
-            known |= {int(earlier): step for earlier, step in record["earlier"].items()}
-            known[token] = record["from_step"]
-        except (RunError, StorageError) as error:
+            known |= {int(earlier): Fence(int(earlier), *start) for earlier, start in record["earlier"].items()}
+            known[token] = Fence(token, *record["from"])
+        except (RunError, StorageError, KeyError, TypeError) as error:
             log.warning("fence.passed_over token=%d reason=%s", token, error)
-    return [Fence(token, step) for token, step in sorted(known.items())]
+    return [fence for _, fence in sorted(known.items())]
 
 
 def is_orphan(step: int, token: int, fences: Iterable[Fence]) -> bool:
-    """Whether a commit was written by an attempt that a later one had already replaced."""
-    return any(fence.token > token and step > fence.from_step for fence in fences)
+    """Whether a commit is off the line that leads from the newest attempt back to the start.
+
+    An attempt newer than all known ones is on it: its fence is damaged, and nothing speaks against it."""
+    known = {fence.token: fence for fence in fences}
+    current = max(known, default=0)
+    last = step  # of the attempt looked at, the last step that somebody went on from
+    while token < current and current in known:
+        last = min(last, known[current].from_step)
+        current = known[current].from_token
+        if token > current:
+            return True
+    return step > last
 
 
-def raise_fence(storage: Storage, token: int, from_step: int, owner: Mapping[str, object]) -> bool:
+def new_token(storage: Storage, above: int) -> int:
+    """A number for a new attempt, above `above` and above all given out so far."""
+    stride = 1 if storage.is_exclusive else 1 + secrets.randbelow(_STRIDE)
+    return max(above, last_token(storage)) + stride
+
+
+def raise_fence(storage: Storage, fence: Fence, owner: Mapping[str, object]) -> bool:
     """Create the fence of an attempt; False if another one took the number first."""
-    earlier = {f"{fence.token:08d}": fence.from_step for fence in read_fences(storage)}
-    record = {"format": 1, "token": token, "from_step": from_step, "owner": owner, "earlier": earlier}
-    if not storage.write_exclusive(_path(token), seal(record)):
+    content = _record(storage, fence, owner)
+    if not storage.is_exclusive:
+        storage.write(_path(fence.token), content)
+    elif not storage.write_exclusive(_path(fence.token), content):
         return False
-    for old in _tokens(storage):
-        if old <= token - _KEPT:
-            storage.delete(_path(old))
+    for old in sorted(_tokens(storage))[:-_KEPT]:
+        storage.delete(_path(old))
     return True
+
+
+def move_fence(storage: Storage, fence: Fence, owner: Mapping[str, object]) -> None:
+    """Let an attempt that has not committed yet go on from another commit than it raised its fence with."""
+    storage.write(_path(fence.token), _record(storage, fence, owner))
 
 
 def last_token(storage: Storage) -> int:
@@ -79,6 +108,19 @@ def check(storage: Storage, token: int) -> None:
         )
     if token not in tokens:
         raise StorageError(f"cannot find fence {token} in {storage.uri}", cure="bring the storage back")
+
+
+def withdraw(storage: Storage, token: int) -> None:
+    """Take the fence of an attempt away that will not begin."""
+    storage.delete(_path(token))
+
+
+def _record(storage: Storage, fence: Fence, owner: Mapping[str, object]) -> bytes:
+    """The fence's file."""
+    others = (other for other in read_fences(storage) if other.token < fence.token)
+    earlier = {f"{other.token:08d}": [other.from_step, other.from_token] for other in others}
+    start = [fence.from_step, fence.from_token]
+    return seal({"format": 1, "token": fence.token, "from": start, "owner": owner, "earlier": earlier})
 
 
 def _tokens(storage: Storage) -> set[int]:

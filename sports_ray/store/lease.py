@@ -26,7 +26,7 @@ from typing import Any
 
 from sports_ray.errors import FencedError, RunError, StorageError
 from sports_ray.store.codec import seal, unseal
-from sports_ray.store.storage import Storage
+from sports_ray.store.storage import Storage, is_of_one_file
 
 log = logging.getLogger(__name__)
 
@@ -210,13 +210,15 @@ def _place() -> str:
 
 def _read(storage: Storage, path: str) -> Owner | None:
     """Owner in a file; None if there is none; an owner without id if it is damaged."""
-    content = storage.find(path)
-    if content is None:
-        return None
     try:
+        content = storage.find(path)
+        if content is None:
+            return None
         fields: dict[str, Any] = unseal(content, path)["owner"]
         return Owner(**fields)
-    except (RunError, KeyError, TypeError):
+    except (RunError, StorageError, KeyError, TypeError) as error:
+        if isinstance(error, StorageError) and not is_of_one_file(error):
+            raise
         return Owner("", "an unknown host", "", 0, "", "", 0.0)
 
 
@@ -239,13 +241,23 @@ def _changes(storage: Storage, holder: Owner, watch_seconds: float) -> bool:
     """Whether the lease or its beat changes within the time, by this host's clock alone."""
     log.info("lease.watch holder=%s host=%s seconds=%g", holder.id, holder.host, watch_seconds)
     paths = (_FILE, _beat_path(holder.id or "unknown"), _taken_path(holder.id or "unknown"))
-    before = [storage.find(path) for path in paths]
+    before = [_content(storage, path) for path in paths]
     end = time.monotonic() + watch_seconds
     while (left := end - time.monotonic()) > 0:
         time.sleep(min(left, max(watch_seconds / 40, 0.01)))
-        if [storage.find(path) for path in paths] != before:
+        if [_content(storage, path) for path in paths] != before:
             return True
     return False
+
+
+def _content(storage: Storage, path: str) -> bytearray | None:
+    """A file's bytes; empty if this one file cannot be read, None if there is none."""
+    try:
+        return storage.find(path)
+    except StorageError as error:
+        if not is_of_one_file(error):
+            raise
+        return bytearray()
 
 
 def _take_over(storage: Storage, holder: Owner, owner: Owner) -> bool:

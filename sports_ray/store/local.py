@@ -31,13 +31,22 @@ class LocalStorage:
     def uri(self) -> str:
         return self._root
 
+    @property
+    def is_exclusive(self) -> bool:
+        return True
+
     def child(self, name: str) -> LocalStorage:
         return LocalStorage(os.path.join(self._root, checked_path(name)))
 
     def write(self, path: str, data: Data) -> None:
         target = self._locate(path)
         with failures("write", target), self._temporary(target, data) as temporary:
-            os.replace(temporary, target)
+            try:
+                os.replace(temporary, target)
+            except IsADirectoryError:
+                # Whatever put it there, a folder in the place of a file would end the run for ever. `sweep` takes it away.
+                os.replace(target, _temporary_name(target))
+                os.replace(temporary, target)
             _sync_folder(os.path.dirname(target))
 
     def write_exclusive(self, path: str, data: Data) -> bool:
@@ -104,7 +113,7 @@ class LocalStorage:
         target = self._locate(path)
         with failures("look for", target):
             try:
-                os.stat(target)
+                os.lstat(target)  # a link that leads nowhere is there too
             except (FileNotFoundError, NotADirectoryError):
                 return False
             return True
@@ -130,9 +139,8 @@ class LocalStorage:
 
     @contextmanager
     def _temporary(self, target: str, data: Data) -> Iterator[str]:
-        folder, name = os.path.split(target)
-        self._make(folder)
-        temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
+        self._make(os.path.dirname(target))
+        temporary = _temporary_name(target)
         try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
@@ -174,6 +182,11 @@ class LocalStorage:
                 os.mkdir(folder)
             _sync_folder(os.path.dirname(folder))
         self._seen = True
+
+
+def _temporary_name(target: str) -> str:
+    folder, name = os.path.split(target)
+    return os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
 
 
 def _write_all(handle: int, chunk: Buffer) -> None:

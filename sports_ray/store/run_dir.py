@@ -4,7 +4,7 @@ run.json, run.copy.json      the run's record, sealed, twice: damaged, it is men
 manifest.arrow               the photographs
 settled.json, its copy       what was chosen once: precision, threads; likewise
 metrics.jsonl                one line an evaluation, without clocks; always written whole
-timings.jsonl                what holds clocks; appended
+timings.jsonl                what holds clocks; appended, each line with a crc32 of itself
 checkpoints/ fences/ lease*  see commit.py, fence.py, lease.py
 weights/NAME.safetensors     with NAME.json beside it; see weights.py
 stop.json                    a request to pause
@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from sports_ray.store.commit import FOLDER as COMMITS
 from sports_ray.store.commit import delete_commit, delete_orphans, is_finished, list_commits
 from sports_ray.store.fence import is_orphan, read_fences
 from sports_ray.store.local import LocalStorage
-from sports_ray.store.storage import Storage, is_temporary
+from sports_ray.store.storage import Storage, is_of_one_file, is_temporary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,18 +125,20 @@ class RunDir:
         self.storage.write(_METRICS, "".join(canonical(line) + "\n" for line in history).encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        return _lines(self.storage.find(_METRICS) or b"")
+        """The lines, as far as they are JSON objects; none if the file cannot be read. Commits hold the history sealed."""
+        return _lines(self._readable(lambda: self.storage.find(_METRICS)))
 
     def append_timing(self, event: Mapping[str, object]) -> None:
         """Add an event to timings.jsonl. Never fails a run: an event that cannot be written is logged and lost."""
         try:
-            self.storage.append(_TIMINGS, canonical(event).encode())
+            self.storage.append(_TIMINGS, canonical({**event, "crc": _crc(event)}).encode())
         except StorageError as error:
             log.warning("timing.lost reason=%s", error)
 
     def read_timings(self) -> list[dict[str, Any]]:
-        """The events so far; lines that a crash tore are left out."""
-        return _lines(self.storage.appended(_TIMINGS))
+        """The events so far; lines that a crash tore, or that were damaged, are left out."""
+        lines = _lines(self._readable(lambda: self.storage.appended(_TIMINGS)))
+        return [line for line in lines if line.pop("crc", None) == _crc(line)]
 
     def request_stop(self, reason: str) -> None:
         """Ask whoever trains this run to commit and pause."""
@@ -143,12 +146,14 @@ class RunDir:
 
     def stop_requested(self) -> str | None:
         """Why the run is to pause; None if nobody asked."""
-        content = self.storage.find(_STOP)
-        if content is None:
-            return None
         try:
+            content = self.storage.find(_STOP)
+            if content is None:
+                return None
             return str(unseal(content, _STOP)["reason"])
-        except (RunError, KeyError):
+        except (RunError, StorageError, KeyError) as error:
+            if isinstance(error, StorageError) and not is_of_one_file(error):
+                raise
             return "unreadable request"
 
     def clear_stop(self) -> None:
@@ -157,9 +162,11 @@ class RunDir:
     def prune(self, keep: int, best_step: int | None, also: Collection[int] = ()) -> list[int]:
         """Delete the checkpoints that `retained` does not name, and return their steps.
 
-        Fenced-off and unfinished ones do not count; unfinished ones go when a newer one is finished."""
+        Fenced-off and unfinished ones do not count; unfinished ones go when a newer one is finished. Nothing of an
+        attempt that began during the call is touched."""
         fences = read_fences(self.storage)
-        commits = [found for found in list_commits(self.storage) if not is_orphan(*found, fences)]
+        mine = max((fence.token for fence in fences), default=0)
+        commits = [f for f in list_commits(self.storage) if f.token <= mine and not is_orphan(*f, fences)]
         finished = {found.step: found for found in commits if is_finished(self.storage, found)}
         stay = {finished[step] for step in retained(finished, keep, best_step, also)}
         gone = [found for found in commits if found not in stay and found.step <= max(finished, default=-1)]
@@ -194,6 +201,15 @@ class RunDir:
         """The sidecar of published weights, without loading them; None if there are none, or not the whole pair."""
         return weights.describe(self.storage, name)
 
+    def _readable(self, read: Callable[[], bytes | bytearray | None]) -> bytes | bytearray:
+        try:
+            return read() or b""
+        except StorageError as error:
+            if not is_of_one_file(error):
+                raise
+            log.warning("run.unreadable reason=%s", error)
+            return b""
+
     def _write_twice(self, path: str, record: Mapping[str, object]) -> None:
         content = seal(record)
         self.storage.write(_copy_of(path), content)
@@ -223,6 +239,10 @@ class RunDir:
 
 def _copy_of(path: str) -> str:
     return path.replace(".json", ".copy.json")
+
+
+def _crc(event: Mapping[str, object]) -> str:
+    return f"{zlib.crc32(canonical(event).encode()):08x}"
 
 
 def _lines(content: bytes | bytearray) -> list[dict[str, Any]]:

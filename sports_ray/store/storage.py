@@ -51,6 +51,10 @@ class Storage(Protocol):
     def uri(self) -> str:
         """The root as a person would write it, without credentials."""
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether `write_exclusive` can be relied on when two call it in the same moment."""
+
     def write(self, path: str, data: Data) -> None:
         """Put a file in place, whole and durable, over any older one; folders are made as needed."""
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sports_ray.errors import RunError, WeightsError
+from sports_ray.errors import RunError, StorageError, WeightsError
 from sports_ray.store.codec import Encoded, decode, seal, unseal
-from sports_ray.store.storage import Storage
+from sports_ray.store.storage import Storage, is_of_one_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ def publish(storage: Storage, name: str, tensors: Mapping[str, Tensor], sidecar:
 def read(storage: Storage, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and the sidecar that describes them. WeightsError if they are missing, damaged or not a pair."""
     path, beside = _paths(name)
-    content, sidecar = storage.find(path), _sidecar(storage, beside)
+    content, sidecar = _content(storage, path), _sidecar(storage, beside)
     cure = "run the training command again: it writes the weights from the checkpoint"
     if content is None or sidecar is None:
         lacking = path if content is None else beside
@@ -70,8 +70,7 @@ def describe(storage: Storage, name: str) -> dict[str, Any] | None:
 
 def _fitting(storage: Storage, path: str, sidecar: dict[str, Any]) -> dict[str, Any] | None:
     """Which of the sidecar and the one before it describes the file that is there; None if neither does."""
-    content = storage.find(path)
-    digest = hashlib.sha256(content or b"").hexdigest()
+    digest = hashlib.sha256(_content(storage, path) or b"").hexdigest()
     for described in (sidecar, sidecar.get("previous")):
         if described and described.get("weights_sha256") == digest:
             return _without_previous(described)
@@ -82,8 +81,19 @@ def _without_previous(sidecar: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in sidecar.items() if key != "previous"}
 
 
+def _content(storage: Storage, path: str) -> bytearray | None:
+    """A file's bytes; None if there is none, or this one file cannot be read."""
+    try:
+        return storage.find(path)
+    except StorageError as error:
+        if not is_of_one_file(error):
+            raise
+        log.warning("weights.unreadable reason=%s", error)
+        return None
+
+
 def _sidecar(storage: Storage, beside: str) -> dict[str, Any] | None:
-    content = storage.find(beside)
+    content = _content(storage, beside)
     if content is None:
         return None
     try:

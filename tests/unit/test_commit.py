@@ -293,7 +293,7 @@ def test_damaged_fence_is_known_from_the_later_ones(run: Storage) -> None:
     for _ in range(3):
         begin_attempt(run, {})
     known = read_fences(run)
-    assert known == [Fence(1, 0), Fence(2, 40), Fence(3, 40), Fence(4, 40)]
+    assert known == [Fence(1, 0, 0), Fence(2, 40, 1), Fence(3, 40, 1), Fence(4, 40, 1)]
     flip_middle(Path(run.uri) / "fences/00000002.json")
     (Path(run.uri) / "fences/00000003.json").unlink()
     assert read_fences(run) == known

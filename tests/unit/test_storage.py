@@ -101,11 +101,12 @@ def test_a_whole_run_lives_on_pyarrow(tmp_path: Path) -> None:
         assert run.prune(1, 10) == [20]
         run.append_timing({"kind": "commit"})
         run.publish_weights("last", weights, {"epochs": 3})
-    (tmp_path / "run-1/checkpoints/step-00000030-a0001/model.safetensors").write_bytes(b"short")
+    folder = f"checkpoints/step-00000030-a{attempt.token:04d}"
+    (tmp_path / "run-1" / folder / "model.safetensors").write_bytes(b"short")
     again = begin_attempt(run.storage, {})
-    assert again.token == 2 and again.commit is not None and again.commit.step == 10
+    assert again.token > attempt.token and again.commit is not None and again.commit.step == 10
     assert torch.equal(again.commit.load("model")["w"], weights["w"])
-    assert run.sweep() == ["checkpoints/step-00000030-a0001"]
+    assert run.sweep() == [folder]
     assert torch.equal(run.read_weights("last")[0]["w"], weights["w"])
     assert list_runs(store) == ["run-1"] and run.read_timings() == [{"kind": "commit"}]
     assert not (tmp_path / "run-1/lease.json").exists()
