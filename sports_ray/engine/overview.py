@@ -80,7 +80,7 @@ def newest_commit(run_dir: RunDir) -> tuple[CommitId | None, int, str]:
     storage = run_dir.storage
     fences = read_fences(storage)
     commits = [one for one in list_commits(storage) if not is_orphan(*one, fences) and is_finished(storage, one)]
-    wrong = []
+    wrong: list[str] = []
     for commit in reversed(commits):
         fault = _fault(run_dir, commit)
         if not fault:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sports_ray.engine.interval import commit_interval
 from sports_ray.engine.record import write_scalars
-from sports_ray.engine.session import Session
+from sports_ray.engine.session import Session, Snapshot
+from sports_ray.errors import RunError
 from sports_ray.store.commit import read_commit, write_commit
 from sports_ray.store.fence import check
 
@@ -51,14 +52,17 @@ def _interval(session: Session) -> float:
 def commit(session: Session) -> None:
     """Copies the state to host memory and lets the writer's thread write it.
 
-    A commit that is being written is waited for; one that failed and waits for its next try is replaced by this one. A
-    store that does not answer is not waited for: training goes on, and the next commit that is due tries again.
+    A commit that is being written is waited for; one that failed and waits for its next try is replaced by this one, but
+    the best so far is written in any case. A store that does not answer is not waited for: training goes on, and the
+    next commit that is due tries again.
     """
     writer = session.writer
     assert writer is not None
     start = time.perf_counter()
     while writer.busy:
         if failing_seconds(session):
+            if _is_best(session):
+                session.unsaved_best = _snapshot(session)
             return
         time.sleep(0.001)
         if session.watchdog is not None:
@@ -68,32 +72,44 @@ def commit(session: Session) -> None:
 
 def _submit(session: Session, start: float) -> None:
     """Hands the state to the idle writer; `start`: when waiting for it began, on the performance counter."""
-    writer, progress, run_dir, token, costs = (
-        session.writer, session.progress, session.run_dir, session.token, session.costs
-    )  # fmt: skip
+    writer, run_dir, token, costs = session.writer, session.run_dir, session.token, session.costs
     assert writer is not None
-    tensors = {name: _host_copy(group) for name, group in session.learner.tensors().items()}
-    state, step, keep, best = progress.to_json(), progress.step, session.config.store.keep, progress.best_step
+    new, keep, best_step = _snapshot(session), session.config.store.keep, session.progress.best_step
     copied_at = time.monotonic()
     stall = time.perf_counter() - start
     costs.cost.begin(stall)
     before = costs.cost.last
+    if _is_best(session):
+        session.unsaved_best = new
+    best = session.unsaved_best
 
     def write() -> None:
         begin = time.perf_counter()
-        write_commit(run_dir.storage, step, token, tensors, state)
-        run_dir.write_metrics(state["history"])
-        run_dir.prune(keep, best or None)
+        for snapshot in (new,) if best in (None, new) else (best, new):
+            write_commit(run_dir.storage, snapshot.step, token, snapshot.tensors, snapshot.state)
+        run_dir.write_metrics(new.state["history"])
+        run_dir.prune(keep, best_step or None)
         seconds = time.perf_counter() - begin
-        session.committed, costs.safe_at = step, copied_at
+        session.committed, costs.safe_at = new.step, copied_at
+        if session.unsaved_best is best:
+            session.unsaved_best = None
         costs.commit = max(costs.commit, stall + seconds)
-        event = {"kind": "commit", "step": step, "stall": round(stall, 5), "seconds": round(seconds, 4)}
+        event = {"kind": "commit", "step": new.step, "stall": round(stall, 5), "seconds": round(seconds, 4)}
         # What this commit costs is known when it is over: the event holds the one before.
         run_dir.append_timing({**event, "excess": before and round(before, 5), "slowest": costs.slowest()})
 
     writer.submit(write)
     session.submitted_at, session.unsaved = time.monotonic(), False
     session.speed.stall(stall)
+
+
+def _is_best(session: Session) -> bool:
+    return session.progress.best_step == session.progress.step == session.progress.evaluated
+
+
+def _snapshot(session: Session) -> Snapshot:
+    tensors = {name: _host_copy(group) for name, group in session.learner.tensors().items()}
+    return Snapshot(session.progress.step, tensors, session.progress.to_json())
 
 
 def failing_seconds(session: Session) -> float:
@@ -159,7 +175,8 @@ def finish(session: Session, reason: str) -> str:
 
     A store that stays away does not raise: what was safe before is what the run goes on from.
     """
-    if session.writer is None:
+    writer = session.writer
+    if writer is None:
         return reason
     patience = _patience(session, reason)
     if session.unsaved or not reason:
@@ -167,7 +184,7 @@ def finish(session: Session, reason: str) -> str:
             return reason or f"the store fails: {_reason(session)}"
     elif not _saved(session, lambda: None, patience):
         return reason
-    if not reason and not _saved(session, lambda: session.writer.submit(lambda: _publish(session)), patience):
+    if not reason and not _saved(session, lambda: writer.submit(lambda: _publish(session)), patience):
         return f"the store fails: {_reason(session)}"
     begin = time.perf_counter()
     write_scalars(session.run_dir, session.progress.history)
@@ -238,7 +255,14 @@ def _publish(session: Session) -> None:
     check(run_dir.storage, session.token)
     part = "ema" if session.learner.ema is not None else "model"
     for name, step in (("last", progress.step), ("best", progress.best_step or progress.step)):
-        saved = read_commit(run_dir.storage, step)
+        try:
+            saved = read_commit(run_dir.storage, step)
+        except RunError as error:
+            raise RunError(
+                f"weights/{name}",
+                got=str(error),
+                cure="the same command again: it goes on from a commit before that one",
+            ) from error
         line = next((entry for entry in progress.history if entry["step"] == step), {})
         spec = session.learner.spec
         sidecar = {

@@ -74,9 +74,7 @@ class Schedule:
         for start in range(first + rank * self.eval_batch, first + rounds * stride, stride):
             yield Request("val", -1, min(start, self.val_images), min(start + self.eval_batch, self.val_images))
 
-    def requests(
-        self, step: int, evaluated: bool, rank: int, world: int, eval_done: int = 0
-    ) -> Iterator[Request]:
+    def requests(self, step: int, evaluated: bool, rank: int, world: int, eval_done: int = 0) -> Iterator[Request]:
         """All that a rank reads from `step` steps done to the end; `evaluated`: the evaluation at `step` is done,
         `eval_done`: so many images of it are."""
         while True:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sports_ray.config import DataConfig, ImageSpec, TrainConfig
 from sports_ray.data.cache import budget_bytes
@@ -32,6 +32,15 @@ from sports_ray.store.run_dir import RunDir
 from sports_ray.store.writer import AsyncWriter
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """All that a commit holds, copied to host memory."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -62,6 +71,8 @@ class Session:
     costs: Costs = field(default_factory=Costs)
     unsaved: bool = False
     """Whether anything has changed since the newest commit was handed to the writer."""
+    unsaved_best: Snapshot | None = None
+    """The best state so far until it is safe: while the store fails newer commits take the place of its own."""
     told: float = 0.0
     """For how many seconds of a failing store people have been told of; 0: it is well."""
 

@@ -1,0 +1,161 @@
+"""SIGTERM and Ctrl-C at random moments of a command's whole life: exit code 75, no step lost, and the way to go on."""
+
+from __future__ import annotations
+
+import random
+import shlex
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sports_ray.data.demo import draw_demo
+from sports_ray.store.commit import newest
+from sports_ray.store.storage import open_storage
+from tests.support.running import Running, Started
+from tests.support.shell import sports_ray
+
+TRIES, STARTS = 100, 20
+"""Of the long form: moments of a whole life, and moments of a new interpreter's imports."""
+FILES = ("weights/last.safetensors", "weights/best.safetensors", "metrics.jsonl")
+SETTINGS = {
+    "data.image_size": 32,
+    "data.loader_processes": 1,
+    "augment.policy": "rand-m7-n2",
+    "augment.mixup": 0.2,
+    "augment.cutmix": 1.0,
+    "model.drop_path": 0.1,
+    "loop.global_batch": 8,
+    "loop.eval_batch": 2,
+    "cluster.threads": 1,
+    "store.every_steps": 2,
+}
+"""Evaluations of as many batches as an epoch has steps, and a commit in every second step: moments fall into all phases."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    draw_demo(folder / "set", classes=3, per_class=14, size=40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> tuple[dict[str, bytes], float]:
+    """Files of the unbroken run, and how many seconds the command lives once it listens."""
+    with Running(place, *words("whole")) as run:
+        run.wait_until(run.listens)
+        begun = time.monotonic()
+        assert run.end().code == 0
+        return files(place / "runs/whole"), time.monotonic() - begun
+
+
+def words(run: str, *more: str) -> tuple[str, ...]:
+    settings = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    fixed = ("--data", "set", "--model", "test_resnet", "--weights", "none", "--workers", "0", "--precision", "fp32")
+    return ("train", *fixed, *settings, "--epochs", "3", "--run", run, "--json", *more)
+
+
+def files(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in FILES}
+
+
+def committed(run: Path) -> int:
+    """The newest step whose commit verifies, every byte of it."""
+    commit = newest(open_storage(str(run)))[0] if run.exists() else None
+    return commit.step if commit else 0
+
+
+def moments(tries: int, seed: int) -> list[tuple[int, float, signal.Signals]]:
+    """(number, share of the life, signal): one random moment in each of as many equal parts of it."""
+    draw = random.Random(seed)
+    signals = (signal.SIGTERM, signal.SIGINT)
+    return [(index, (index + draw.random()) / tries, signals[index % 2]) for index in range(tries)]
+
+
+def many(tries: int, sample: int, seed: int) -> list[object]:
+    """A short sample for every day; the whole, with `-m long`."""
+    every_day = [pytest.param(*moment, id=f"sample-{moment[0]}") for moment in moments(sample, seed)]
+    whole = [pytest.param(*moment, id=str(moment[0]), marks=pytest.mark.long) for moment in moments(tries, seed + 1)]
+    return every_day + whole
+
+
+@pytest.mark.parametrize(("number", "share", "sent"), many(TRIES, 5, 11))
+def test_stop_at_a_random_moment_loses_no_step_and_the_run_ends_as_if_there_had_been_none(
+    place: Path, whole: tuple[dict[str, bytes], float], tmp_path: Path, number: int, share: float, sent: signal.Signals
+) -> None:
+    unbroken, life = whole
+    name = tmp_path.name
+    with Running(place, *words(name)) as run:
+        assert run.wait_until(run.listens)
+        time.sleep(share * life)
+        run.send(sent)
+        shown = run.end()
+    assert shown.code in (0, 75) and not shown.err, f"exit code {shown.code}: {shown.err}"
+    if shown.code == 75:
+        (paused,) = run.events("paused")
+        safe = committed(place / "runs" / name)
+        assert paused["step"] == safe and paused["reason"] == sent.name
+        assert run.steps - safe <= 1, f"{run.steps} steps done, {safe} safe"
+        assert sports_ray(place, *shlex.split(paused["command"])[1:]).code == 0
+    assert files(place / "runs" / name) == unbroken
+
+
+@pytest.mark.parametrize(("number", "share", "sent"), many(STARTS, 2, 5))
+def test_stop_while_python_still_imports_is_a_pause_with_the_command_that_works(
+    place: Path, tmp_path: Path, number: int, share: float, sent: signal.Signals
+) -> None:
+    """A new interpreter needs seconds for torch and timm: of these, the first one and a half."""
+    name = tmp_path.name
+    with Started(place, *words(name)) as run:
+        assert run.wait_until(run.listens)
+        assert "libtorch" not in Path(f"/proc/{run.pid}/maps").read_text(), "listens only after torch was imported"
+        time.sleep(1.5 * share)
+        assert run.send(sent)
+        shown = run.end()
+    assert shown.code == 75 and not shown.err, f"exit code {shown.code}: {shown.err}"
+    (paused,) = run.events("paused")
+    assert (paused["step"], paused["reason"]) == (0, sent.name)
+    assert shlex.split(paused["command"]) == ["sports-ray", *words(name)]
+
+
+def test_stop_of_a_resumed_run_before_its_first_step_names_the_step_that_is_safe(
+    place: Path, whole: tuple[dict[str, bytes], float]
+) -> None:
+    with Running(place, *words("again")) as run:
+        assert run.wait_until(lambda: run.steps >= 4)
+        run.send(signal.SIGTERM)
+        assert run.end().code == 75
+    safe = committed(place / "runs/again")
+    with Running(place, *words("again")) as run:
+        assert run.wait_until(lambda: run.events("run"))  # planned, and nothing is trained yet
+        run.send(signal.SIGINT)
+        shown = run.end()
+    (paused,) = run.events("paused")
+    assert shown.code == 75 and not shown.err
+    assert paused["step"] >= safe and paused["step"] == committed(place / "runs/again")
+    assert paused["command"] == f"sports-ray resume {place / 'runs/again'}"
+    assert sports_ray(place, *shlex.split(paused["command"])[1:]).code == 0
+    assert files(place / "runs/again") == whole[0]
+
+
+def test_second_ctrl_c_ends_at_once_also_while_the_store_is_gone(
+    place: Path, whole: tuple[dict[str, bytes], float]
+) -> None:
+    store, away = place / "elsewhere", place / "away"
+    with Running(place, *words("twice", "--store", "elsewhere")) as run:
+        assert run.wait_until(lambda: run.steps >= 3)
+        store.rename(away)
+        assert run.wait_until(lambda: run.events("store"))
+        run.send(signal.SIGINT)  # the last commit is tried for minutes
+        time.sleep(0.5)
+        assert run.code is None
+        run.send(signal.SIGINT)
+        begun = time.monotonic()
+        shown = run.end()
+        assert time.monotonic() - begun < 5
+    assert (shown.code, shown.err.strip()) == (130, "interrupted")
+    away.rename(store)
+    assert sports_ray(place, *words("twice", "--store", "elsewhere")).code == 0
+    assert files(store / "twice") == whole[0]
