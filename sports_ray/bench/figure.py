@@ -58,8 +58,10 @@ def median(name: str, words: str, values: Sequence[float], unit: str, most: floa
     return Figure(name=name, words=words, value=statistics.median(values), unit=unit, most=most, rounds=tuple(values))
 
 
-def ratio(name: str, words: str, above: Figure, below: Figure, least: float | None = None) -> Figure:
+def ratio(
+    name: str, words: str, above: Figure, below: Figure, least: float | None = None, most: float | None = None
+) -> Figure:
     """How many times `below` is `above`: the median of the rounds' quotients, for a machine's speed drifts between rounds."""
     quotients = tuple(one / other for one, other in zip(above.rounds, below.rounds, strict=True))
     value = statistics.median(quotients)
-    return Figure(name=name, words=words, value=value, unit="x", least=least, rounds=quotients)
+    return Figure(name=name, words=words, value=value, unit="x", least=least, most=most, rounds=quotients)

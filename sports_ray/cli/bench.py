@@ -23,6 +23,7 @@ def bench() -> None:
     sports-ray bench loader --data photos                against timm's loader, per core
     sports-ray bench checkpoint                          what a commit costs
     sports-ray bench start                               how long until the first step
+    sports-ray bench recovery                            after each death, against plain Ray Train
 
     The sides take turns, and each figure is the median of its turns: compare ratios, for times are this machine's. Each
     takes up to eight minutes on two cores.
@@ -118,6 +119,31 @@ def start(as_json: bool, **options: Any) -> None:
     from sports_ray.bench.start import Setting, bench_start
 
     _show("start", bench_start(Setting(**options), _say), as_json)
+
+
+@bench.command()
+@click.option("--model", default="test_resnet", show_default=True, metavar="NAME", help="A timm model, from scratch.")
+@click.option("--size", default=64, show_default=True, metavar="PX", help="Side of an image.")
+@click.option("--batch", default=16, show_default=True, type=click.IntRange(4), help="Images of a step.")
+@click.option("--every", default=5, show_default=True, type=click.IntRange(1), help="Steps between two commits.")
+@rounds_option
+@json_option
+def recovery(as_json: bool, **options: Any) -> None:
+    """Seconds to the next step after a start and after each death, against plain Ray Train with the same settings.
+
+    Worker, controller and driver are really killed, on both sides. Plain Ray Train saves its own checkpoints; where it
+    ends with its controller it is started again at once.
+
+    
+    sports-ray bench recovery
+    sports-ray bench recovery --model convnext_atto --size 128 --every 20
+    """
+    from sports_ray.orchestrate.cluster import prepare_environment
+
+    prepare_environment()
+    from sports_ray.bench.recovery import Setting, bench_recovery
+
+    _show("recovery", bench_recovery(Setting(**options), dict(os.environ) | {"RAY_ADDRESS": ""}, _say), as_json)
 
 
 def _say(line: str) -> None:

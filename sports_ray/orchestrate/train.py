@@ -25,6 +25,7 @@ END_SECONDS = 10.0
 """How long `fit` may take to notice that its controller was ended."""
 LEAVE_SECONDS = 6.0
 """Of a time budget, after the workers' last commit: for the controller's poll, the end of `fit` and of a local cluster."""
+_IDLE_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 RAY_RETRIES = 1_000  # within one fit; the limit that counts is cluster.max_failures, in crashes without progress
 
 
@@ -159,14 +160,13 @@ def worker_resources(plan: Plan) -> dict[str, float]:
 def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, Any]) -> None:
     """Runs in a thread of its own: the main thread stays free for signals, which `fit` would take for an abort."""
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     from sports_ray.orchestrate.monitor import Registrar
     from sports_ray.orchestrate.worker import train_worker
 
     low, high = plan.workers
     try:
-        trainer = TorchTrainer(
+        trainer = _trainer()(
             train_worker,  # type: ignore[arg-type]
             train_loop_config={
                 "store": plan.store,
@@ -196,6 +196,21 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, A
         box["value"] = trainer.fit().return_value  # type: ignore[attr-defined]
     except BaseException as error:  # noqa: BLE001
         box["failure"] = error
+
+
+def _trainer() -> Any:
+    """TorchTrainer without two helpers in processes of their own, for which there is no work.
+
+    One waits for datasets of Ray Data. The other frees what a dead controller had reserved, which `end_fit` does; where
+    the dashboard is off it takes 15 s to end, and every fit waits for that."""
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+            return [one for one in callbacks if type(one).__name__ not in _IDLE_CALLBACKS]
+
+    return Trainer
 
 
 def _backend(plan: Plan) -> Any:

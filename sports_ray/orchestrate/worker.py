@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -55,7 +56,7 @@ class RayLink:
 
     def progress(self, event: Mapping[str, Any]) -> None:
         with self._lock:
-            self._events.append(dict(event))
+            self._events.append({"at": time.time(), **event})
 
     def report(self, metrics: Mapping[str, float]) -> None:
         ray.train.report({key: value for key, value in metrics.items() if value is not None})
@@ -111,6 +112,15 @@ def schedule_normally() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
+def stderr_to_log() -> AbstractContextManager[object]:
+    """Sends stderr to the run's log: the stacks of a hang shall lie there, and not in a session of Ray's on a machine that
+    may be gone."""
+    handlers = logging.getLogger("sports_ray").handlers
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line for each report would go there too
+    streams = [handler.stream for handler in handlers if isinstance(handler, logging.FileHandler)]
+    return redirect_stderr(streams[0]) if streams else nullcontext()
+
+
 def train_worker(task: dict[str, Any]) -> dict[str, Any]:
     """Trains on this rank. Returns the outcome; an error that no retry mends is returned too, for Ray retries all raises."""
     schedule_normally()
@@ -121,7 +131,7 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
     world = World(rank, size, ray.train.torch.get_device(), context.get_local_world_size())
     try:
         config, manifest = load_run(run_dir)
-        with RayLink(task["monitor"], rank, task["deadline"]) as link:
+        with stderr_to_log(), RayLink(task["monitor"], rank, task["deadline"]) as link:
             if rank == 0:
                 link.progress({"kind": "workers", "size": size, "pid": os.getpid()})
             return asdict(run(config, manifest, run_dir, link, world, task["lease"]))

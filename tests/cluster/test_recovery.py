@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from sports_ray.config import TrainConfig
 from sports_ray.errors import DataError, TrainingError
@@ -130,6 +132,27 @@ def test_workers_that_keep_dying_end_the_run_with_the_reason(ray_session: None, 
         if event["kind"] == "start":
             os.kill(event["pid"], signal.SIGKILL)
 
-    # The last test of the file: the run that was given up keeps its workers until its driver ends.
     with pytest.raises(TrainingError, match="no progress"):
         train_on_ray(make_plan(config), kill_always)
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != 2 or named_below(os.getpid(), "ray::RayTrainWorker"):
+        assert time.monotonic() < deadline, "a run that was given up keeps its workers"
+        time.sleep(0.1)
+
+
+@pytest.mark.long
+def test_controller_killed_in_a_cluster_that_lives_on_is_replaced(
+    ray_session: None, photos: Path, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Ray frees what a dead controller had reserved, here all CPUs, only when the driver leaves the cluster."""
+    config, kinds = ray_config(photos, tmp_path, loop__epochs=EPOCHS), []
+
+    def kill_once(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "step" and event["step"] >= 40 and "restart" not in kinds:
+            for controller in named_below(os.getpid(), "ray::TrainController"):
+                os.kill(controller, signal.SIGKILL)
+        kinds.append(event["kind"])
+
+    assert train_on_ray(make_plan(config), kill_once).status == "done"
+    assert kinds.count("restart") == 1
+    assert results(config) == unbroken

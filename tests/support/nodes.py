@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,36 @@ def named_below(pid: int, name: str) -> list[int]:
             if (Path("/proc") / str(one) / "cmdline").read_text().startswith(name):
                 found.append(one)
     return found
+
+
+def wait_for_end(pid: int, seconds: float) -> None:
+    """Returns when a process, of whomever, has ended; AssertionError if it lives longer."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ended, _, _ = select.select([handle], [], [], seconds)
+    finally:
+        os.close(handle)
+    assert ended, f"process {pid} still lives after {seconds} s"
+
+
+@contextmanager
+def standing_still(pids: Iterable[int]) -> Iterator[Callable[[], None]]:
+    """Stops processes; gives a function that wakes those that are still there. Nothing of them is left behind."""
+    pids = sorted(pids)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+    def wake() -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    try:
+        yield wake
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,218 @@
+"""How long until the next step, after a start and after each death, beside plain Ray Train with the same settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sports_ray.bench.figure import Figure, Say, median, ratio
+from sports_ray.data.demo import draw_demo
+from sports_ray.errors import TrainingError
+
+SLOWER = 1.1
+"""At most so many times as long as plain Ray Train may a recovery take."""
+POLL_SECONDS = 0.01
+WAIT_SECONDS = 120.0
+STEPS_BEFORE = 12
+"""Steps done before somebody is killed: by then both sides have saved something."""
+WORDS = {
+    "start": "start to the first step",
+    "worker": "death of the worker to the next step",
+    "controller": "death of the controller to the next step",
+    "driver": "death of the driver, same command, to the next step",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What both sides have in common."""
+
+    model: str = "test_resnet"
+    size: int = 64
+    batch: int = 16
+    every: int = 5
+    """Steps between two commits."""
+    rounds: int = 3
+
+
+@dataclass(slots=True)
+class Side:
+    """A command that trains, and tells of its steps in a file."""
+
+    command: list[str]
+    environment: Mapping[str, str]
+    told: Path
+    returns: bool
+    """Whether the command outlives its controller; else it is given again, as whoever watches it would."""
+    process: subprocess.Popen[bytes] | None = None
+    family: set[int] = field(default_factory=set)
+    """Processes that were seen below it."""
+
+    def start(self) -> None:
+        with self.told.open("ab") as told, self.told.with_suffix(".err").open("ab") as errors:
+            self.process = subprocess.Popen(self.command, stdout=told, stderr=errors, env=dict(self.environment))
+
+    def step(self, after: float, strangers: set[int], least: int = 0) -> dict[str, Any]:
+        """The first step told after a moment by none of `strangers`, from step `least` on."""
+        end = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < end:
+            for event in self._steps():
+                if event["at"] > after and event["pid"] not in strangers and event["step"] >= least:
+                    return event
+            self._mourn()
+            time.sleep(POLL_SECONDS)
+        raise TrainingError(f"no step within {WAIT_SECONDS:.0f} s", got=self._errors(), want="a training that goes on")
+
+    def kill(self, pid: int) -> float:
+        """SIGKILL; returns when."""
+        assert self.process is not None
+        self.family |= _below(self.process.pid)
+        now = time.time()
+        os.kill(pid, signal.SIGKILL)
+        return now
+
+    def controller(self) -> int:
+        assert self.process is not None
+        return next(pid for pid in _below(self.process.pid) if _name(pid).startswith("ray::TrainController"))
+
+    def end(self) -> None:
+        """SIGKILL for the command and all that it has started."""
+        if self.process is not None:
+            self.family |= _below(self.process.pid)
+            self.process.kill()
+            self.process.wait()
+        for pid in self.family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.family.clear()
+
+    def _mourn(self) -> None:
+        assert self.process is not None
+        if self.process.poll() is None:
+            return
+        if self.returns or self.process.returncode == 2:
+            raise TrainingError(f"{self.told.stem} ended with code {self.process.returncode}", got=self._errors())
+        self.start()
+
+    def _steps(self) -> list[dict[str, Any]]:
+        lines = self.told.read_text(encoding="utf-8").splitlines()
+        # The last line may be half written, and of a driver's first lines not all are JSON's objects with a time.
+        events = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return [event for event in events if event.get("event") == "step" and "at" in event]
+
+    def _errors(self) -> str:
+        lines = self.told.with_suffix(".err").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "no message"
+
+
+def bench_recovery(setting: Setting, environment: Mapping[str, str], say: Say = lambda line: None) -> list[Figure]:
+    """Seconds to the next step after a start and three deaths, for both sides in turns, and their ratios.
+
+    `environment`: what both sides find; Ray's settings in it are the same for both."""
+    values: dict[str, dict[str, list[float]]] = {name: {"ours": [], "plain": []} for name in WORDS}
+    with tempfile.TemporaryDirectory(prefix="sports-ray-bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        draw_demo(folder / "photographs", classes=4, per_class=32, size=setting.size)
+        for number in range(setting.rounds):
+            for label, build in (("ours", ours), ("plain", plain)):
+                place = folder / f"{label}-{number}"
+                place.mkdir()
+                found = recoveries(build(setting, folder / "photographs", place, environment))
+                for event, seconds in found.items():
+                    values[event][label].append(seconds)
+                shown = ", ".join(f"{event} {seconds:.2f}" for event, seconds in found.items())
+                say(f"round {number + 1}/{setting.rounds} · {label}: {shown}")
+    return [figure for name, sides in values.items() for figure in _figures(name, sides)]
+
+
+def _figures(name: str, sides: Mapping[str, list[float]]) -> list[Figure]:
+    mine = median(f"{name}_ours", WORDS[name], sides["ours"], "s")
+    theirs = median(f"{name}_plain", f"{WORDS[name]}: plain Ray Train", sides["plain"], "s")
+    return [mine, theirs, ratio(f"{name}_ratio", f"{WORDS[name]}: ratio", mine, theirs, most=SLOWER)]
+
+
+def recoveries(side: Side) -> dict[str, float]:
+    """One round of one side: seconds from its start, and from three deaths, to the next step that is done."""
+    try:
+        begun = time.time()
+        side.start()
+        step = side.step(begun, set())
+        found = {"start": step["at"] - begun}
+        deaths: dict[str, Callable[[dict[str, Any]], int]] = {
+            "worker": lambda step: int(step["pid"]),
+            "controller": lambda step: side.controller(),
+            "driver": lambda step: side.process.pid if side.process else 0,
+        }
+        strangers: set[int] = set()
+        for name, victim in deaths.items():
+            step = side.step(step["at"], strangers, least=step["step"] + STEPS_BEFORE)
+            killed = side.kill(victim(step))
+            strangers.add(step["pid"])
+            if name == "driver":
+                assert side.process is not None
+                side.process.wait()
+                side.start()
+            step = side.step(killed, strangers)
+            found[name] = step["at"] - killed
+        return found
+    finally:
+        side.end()
+
+
+def ours(setting: Setting, photographs: Path, folder: Path, environment: Mapping[str, str]) -> Side:
+    settings = {
+        "data.image_size": setting.size,
+        "loop.global_batch": setting.batch,
+        "loop.precision": "fp32",
+        # Evaluations have no part in this.
+        "loop.eval_every": 1000,
+        "store.every_steps": setting.every,
+    }
+    words = ["--data", str(photographs), "--model", setting.model, "--weights", "none", "--epochs", "100000"]
+    words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "sports_ray", "train", *words, "--store", str(folder), "--workers", "1", "--json"]
+    return Side(command, environment, folder / "ours.jsonl", returns=True)
+
+
+def plain(setting: Setting, photographs: Path, folder: Path, environment: Mapping[str, str]) -> Side:
+    task = {
+        "photographs": str(photographs / "train"),
+        "model": setting.model,
+        "size": setting.size,
+        "batch": setting.batch,
+        "every": setting.every,
+        "store": str(folder),
+        "told": str(folder / "plain.jsonl"),
+    }
+    command = [sys.executable, "-m", "sports_ray.orchestrate.plain", json.dumps(task)]
+    return Side(command, environment, folder / "plain.jsonl", returns=False)
+
+
+def _below(pid: int) -> set[int]:
+    """The process and all that descend from it."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has just ended
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def _name(pid: int) -> str:
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
