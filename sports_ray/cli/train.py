@@ -65,6 +65,7 @@ def parse_duration(text: str) -> float:
 @click.option("--weights", metavar="auto|PATH|none", help="Where to start from: timm's hub, a file, or from scratch.")
 @click.option("--time-budget", metavar="T", help="Pause in time before this long has passed, such as 11h30m.")
 @click.option("--seed", type=int, metavar="N", help="Fixes order, augmentation and random start.")
+@click.option("--strict", is_flag=True, default=None, help="Equal bits at any number of workers, at a cost in speed.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Print the whole config and the plan, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -83,6 +84,7 @@ def train(overrides: tuple[str, ...], dry_run: bool, as_json: bool, time_budget:
         "precision": "loop.precision",
         "weights": "model.weights",
         "seed": "loop.seed",
+        "strict": "loop.strict",
     }
     named = {keys[name]: value for name, value in flags.items() if name in keys}
     named["cluster.time_budget"] = parse_duration(time_budget) if time_budget else None

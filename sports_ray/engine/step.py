@@ -48,8 +48,10 @@ def optimiser_step(
     first, last = schedule.step_span(step)
     statistics = learner.running_statistics()
     before = [tensor.clone() for tensor in statistics]
-    facts = torch.tensor([float(stop), *to_words(mark)], device=learner.world.device)
+    micro_batch = progress.micro_batch
     sums = _share(learner, schedule, progress, batch, statistics, before)
+    halved = progress.micro_batch != micro_batch
+    facts = torch.tensor([float(stop), float(halved), *to_words(mark)], device=learner.world.device)
     if learner.config.loop.strict:
         loss_sum = strict.combine(learner, schedule.lanes, sums, before)
         learner.world.sum_(facts)
@@ -59,7 +61,10 @@ def optimiser_step(
 
     gradients = learner.gradients()
     norm = _global_norm(gradients)
-    loss, norm_value, stops, *words = torch.cat([torch.stack([loss_sum, norm]), facts]).tolist()
+    loss, norm_value, stops, halvings, *words = torch.cat([torch.stack([loss_sum, norm]), facts]).tolist()
+    if halvings:
+        # Dropout depends on it, and rank 0 commits its own: all have the same from the next step on.
+        progress.micro_batch = learner.world.least(progress.micro_batch or len(batch.labels))
     finite = math.isfinite(norm_value) and math.isfinite(loss)
     if finite:
         _update(learner, gradients, norm_value, lr, step)

@@ -44,6 +44,14 @@ class World:
         dist.broadcast(box, src=0)
         return int(box.item())
 
+    def least(self, value: int) -> int:
+        """The smallest of the ranks' integers, on every rank."""
+        if self.size == 1:
+            return value
+        box = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.all_reduce(box, op=dist.ReduceOp.MIN)
+        return int(box.item())
+
     def any(self, flag: bool) -> bool:
         """Whether any rank says so; every rank gets the same answer."""
         if self.size == 1:

@@ -197,12 +197,12 @@ def limited_run(settings: dict[str, Any], room: int, report: Path) -> None:
             limit_memory(room)
         return look(link)
 
-    def step(speed: Speed, n: int) -> None:
+    def step(speed: Speed, n: int) -> float:
         images.append(n)
-        count(speed, n)
+        return count(speed, n)
 
     InProcessLink.should_stop = should_stop  # type: ignore[method-assign, assignment]
-    Speed.step = step  # type: ignore[method-assign, assignment]
+    Speed.step = step  # type: ignore[method-assign]
     train_here(make_plan(config_from_dict(settings)), lambda event: None)
     report.write_text(json.dumps(images))
 
@@ -258,6 +258,23 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_nothing_else(photos: Pa
     longer = small_config(photos, tmp_path, "cramped", **{**OOM, "loop__epochs": 2})
     assert call(limited_run, config_to_dict(longer), 0, tmp_path / "longer.json") == 0
     assert read_commit(open_storage(str(tmp_path / "cramped")), 2).state["micro_batch"] == micro
+
+
+def cramped_rank(world: World) -> dict[str, Any]:
+    learner, schedule = new_learner(world, images=32, **OOM | {"loop__global_batch": 32})
+    pixels, labels = epoch_images(32, 256)
+    progress, batch = Progress(), batch_of(schedule, 0, world, pixels, labels)
+    if world.rank == 1:
+        limit_memory(ROOM)
+    optimiser_step(learner, schedule, progress, batch, 1.0, False)
+    return {"micro_batch": progress.micro_batch, **snapshot(learner)}
+
+
+def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_of_all(tmp_path: Path) -> None:
+    """Dropout draws by micro-batch, and rank 0 alone commits its size: a resumed run would draw other numbers."""
+    first, second = on_ranks(tmp_path, 2, cramped_rank)
+    assert first.pop("micro_batch") == second.pop("micro_batch") in (1, 2, 4, 8)
+    assert_same_bits(first, second)
 
 
 def cramped_evaluation(room: int, report: Path) -> None:

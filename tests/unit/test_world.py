@@ -26,6 +26,7 @@ def agree(world: World) -> dict[str, Any]:
         "told": world.from_rank0(41 + world.rank),
         "any": world.any(world.rank == world.size - 1),
         "none": world.any(False),
+        "least": world.least(7 - world.rank),
     }
 
 
@@ -39,13 +40,14 @@ def test_ranks_hold_the_same_sums_and_decisions(tmp_path: Path, size: int) -> No
         torch.testing.assert_close(total, expected.permute(2, 0, 1) if index == 4 else expected)
     assert all(f["one"].tolist() == [size * (size + 1) // 2, 10 * size] for f in found)
     assert [(f["told"], f["any"], f["none"]) for f in found] == [(41, True, False)] * size
+    assert [f["least"] for f in found] == [8 - size] * size
 
 
 def test_one_rank_needs_no_group() -> None:
     world, tensor = World(), torch.ones(3)
     world.sum_many_([tensor])
     assert world.sum_(tensor) is tensor and tensor.tolist() == [1, 1, 1]
-    assert world.from_rank0(7) == 7 and world.any(True) and not world.any(False)
+    assert world.from_rank0(7) == 7 and world.any(True) and not world.any(False) and world.least(3) == 3
 
 
 def test_buckets_keep_the_order_and_split_by_size_alone() -> None:
