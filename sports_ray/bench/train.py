@@ -37,6 +37,8 @@ class Setting:
     precision: str = "bf16"
     workers: str = "1"
     timm_script: str = ""
+    strict: bool = False
+    """Whether to train with `loop.strict` too."""
     per_class: int = 64
     """Photographs a class, where they are drawn."""
 
@@ -58,6 +60,8 @@ def bench_train(setting: Setting, environment: Mapping[str, str], say: Say = lam
             "bare": partial(_bare_turn, setting, len(manifest.classes), environment),
             "whole": whole.images_per_second,
         }
+        if setting.strict:
+            turns["strict"] = Whole(setting, tree, folder, strict=True).images_per_second
         if setting.timm_script:
             turns["timm"] = _timm_turn(setting, tree, len(manifest.classes), environment, say)
         values = take_turns(setting.rounds, turns, say)
@@ -71,6 +75,9 @@ def _figures(values: Mapping[str, list[float]], cpu: list[CpuTimes]) -> list[Fig
     if "timm" in values:
         timm = median("timm", "timm's training script", values["timm"], "images/s")
         figures += [timm, ratio("whole_per_timm", "whole path / timm's script", whole, timm, PER_TIMM)]
+    if "strict" in values:
+        strict = median("strict", "whole training path, strict", values["strict"], "images/s")
+        figures += [strict, ratio("strict_per_whole", "strict / not strict", strict, whole)]
     known = [times for times in cpu if times.images and times.loader and times.training]
     if known:
         loader = [1000 * times.loader / times.images for times in known]
@@ -157,6 +164,7 @@ class Whole:
     setting: Setting
     root: Path
     folder: Path
+    strict: bool = False
     cpu: list[CpuTimes] = field(default_factory=list)
 
     def config(self, epochs: int) -> TrainConfig:
@@ -179,7 +187,8 @@ class Whole:
             # At least one commit in the middle of each turn: more often than the default interval asks for.
             "store.every_steps": setting.steps // 2 + 1,
             "store.root": str(self.folder / "runs"),
-            "store.run": f"whole-{len(self.cpu)}",
+            "store.run": f"{'strict' if self.strict else 'whole'}-{len(self.cpu)}",
+            "loop.strict": self.strict,
             "cluster.workers": setting.workers,
         }
         return build_config(None, flags)

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,11 @@ class Victim:
         self._unfinished_before = unfinished(run)
         self._starts_before = len(starts(run))
         self._changed = threading.Condition()
-        with errors.open("ab") as sink:
+        with errors.open("ab") as sink, signals_kept_waiting():
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=sink, env=environment, start_new_session=True
             )
+            self.look_around()  # from here on it is known, and ended whatever happens
         self._reader = threading.Thread(target=self._read, name="victim", daemon=True)
         self._reader.start()
 
@@ -163,6 +164,25 @@ class Victim:
                 with self._changed:
                     self.events.append((time.monotonic(), event))
                     self._changed.notify_all()
+
+
+@contextmanager
+def signals_kept_waiting() -> Iterator[None]:
+    """SIGINT and SIGTERM in the block take effect after it. They are caught and not masked: a child inherits a mask."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+    before = {
+        number: signal.signal(number, lambda n, frame: seen.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in seen[:1]:
+            os.kill(os.getpid(), number)
 
 
 def starts(run: Path) -> list[Event]:

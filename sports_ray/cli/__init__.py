@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import sys
 
 import click
@@ -74,6 +75,8 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: every error on purpose is one line on stderr, or one JSON object with --json."""
+    # What people are to see is printed; without a handler of its own Python would add the log's warnings on stderr.
+    logging.getLogger("sports_ray").addHandler(logging.NullHandler())
     try:
         code = cli.main(prog_name="sports-ray", standalone_mode=False)
     except SportsRayError as error:

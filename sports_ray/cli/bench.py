@@ -44,6 +44,7 @@ rounds_option = click.option("--rounds", default=3, show_default=True, type=clic
 @rounds_option
 @click.option("--precision", default="bf16", show_default=True, type=click.Choice(["bf16", "fp16", "fp32"]))
 @click.option("--workers", default="1", show_default=True, metavar="0|N", help="Workers; 0: without Ray.")
+@click.option("--strict", is_flag=True, help="Train with --strict too, to show what it costs.")
 @click.option("--timm-script", default="", metavar="PATH", help="timm's train.py, to compare with it too.")
 @json_option
 def train(as_json: bool, **options: Any) -> None:
