@@ -23,7 +23,7 @@ from tests.support.nodes import Nodes
 from tests.support.ranks import on_ranks
 from tests.support.runs import results, small_config
 
-EPOCHS = 60
+EPOCHS = 40
 STEPS = 4 * EPOCHS
 WORKER = "ray::RayTrainWorker"
 

@@ -14,7 +14,7 @@ from tests.support.driver import Driver
 from tests.support.nodes import below, named_below, standing_still, wait_for_end
 from tests.support.runs import results, small_config, train_in_child
 
-EPOCHS = 60
+EPOCHS = 30
 ELSEWHERE = ("unshare", "--user", "--map-root-user", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh")
 """Starts a command as on a host of another name: its processes cannot be looked for, its lease has to be watched."""
 
