@@ -99,7 +99,7 @@ def _end(word: str) -> None:
     os._exit(INTERRUPTED)
 
 
-def process_start() -> float:
+def own_start() -> float:
     """Unix time at which this process was started; now, where the system does not tell."""
     try:
         # The name, in parentheses, may hold anything: the fields are counted from its end.

@@ -18,6 +18,7 @@ from typing import Any
 from sports_ray.bench.figure import Figure, Say, median, ratio
 from sports_ray.data.demo import draw_demo
 from sports_ray.errors import TrainingError
+from sports_ray.processes import Processes, below, name_of, still_there
 
 SLOWER = 1.1
 """At most so many times as long as plain Ray Train may a recovery take."""
@@ -55,7 +56,7 @@ class Side:
     returns: bool
     """Whether the command outlives its controller; else it is given again, as whoever watches it would."""
     process: subprocess.Popen[bytes] | None = None
-    family: set[int] = field(default_factory=set)
+    family: Processes = field(default_factory=dict)
     """Processes that were seen below it."""
 
     def start(self) -> None:
@@ -76,22 +77,22 @@ class Side:
     def kill(self, pid: int) -> float:
         """SIGKILL; returns when."""
         assert self.process is not None
-        self.family |= _below(self.process.pid)
+        self.family |= below(self.process.pid)
         now = time.time()
         os.kill(pid, signal.SIGKILL)
         return now
 
     def controller(self) -> int:
         assert self.process is not None
-        return next(pid for pid in _below(self.process.pid) if _name(pid).startswith("ray::TrainController"))
+        return next(pid for pid in below(self.process.pid) if name_of(pid).startswith("ray::TrainController"))
 
     def end(self) -> None:
         """SIGKILL for the command and all that it has started."""
         if self.process is not None:
-            self.family |= _below(self.process.pid)
+            self.family |= below(self.process.pid)
             self.process.kill()
             self.process.wait()
-        for pid in self.family:
+        for pid in still_there(self.family):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.family.clear()
@@ -196,23 +197,3 @@ def plain(setting: Setting, photographs: Path, folder: Path, environment: Mappin
     }
     command = [sys.executable, "-m", "sports_ray.orchestrate.plain", json.dumps(task)]
     return Side(command, environment, folder / "plain.jsonl", returns=False)
-
-
-def _below(pid: int) -> set[int]:
-    """The process and all that descend from it."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):  # it has just ended
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
-def _name(pid: int) -> str:
-    try:
-        return (Path("/proc") / str(pid) / "cmdline").read_text(errors="replace")
-    except OSError:
-        return ""

@@ -17,9 +17,10 @@ from typing import Any
 from sports_ray.chaos.compare import differences
 from sports_ray.chaos.report import PHASES, Kill, Report, Round
 from sports_ray.chaos.setting import Setting, environment
-from sports_ray.chaos.victim import POLL_SECONDS, Processes, Victim, name_of, still_there
+from sports_ray.chaos.victim import POLL_SECONDS, Victim
 from sports_ray.data.demo import draw_demo
 from sports_ray.errors import ConfigError, SportsRayError
+from sports_ray.processes import Processes, name_of, still_there
 
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -122,7 +123,7 @@ def _nobody_left(proof: _Proof) -> Iterator[None]:
         while (family := still_there(proof.family)) and time.monotonic() < end:
             time.sleep(0.1)
         for pid in family:
-            proof.report.left_behind.append(f"{pid} {name_of(pid)}")
+            proof.report.left_behind.append(f"{pid} {name_of(pid)[:80]}")
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sports_ray.errors import TrainingError
-from sports_ray.store.lease import process_start
+from sports_ray.processes import Processes, below, process_start
 
 Event = dict[str, Any]
-Processes = dict[int, str]
-"""When each process started, by its id: together they tell it from any later one of that id."""
 POLL_SECONDS = 0.002
 
 
@@ -181,8 +179,8 @@ def signals_kept_waiting() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in seen[:1]:
-            os.kill(os.getpid(), number)
+        if seen:
+            os.kill(os.getpid(), seen[0])
 
 
 def starts(run: Path) -> list[Event]:
@@ -207,27 +205,3 @@ def unfinished(run: Path) -> set[str]:
         if not (folder / "COMMIT.json").exists():
             found.add(str(folder))
     return found
-
-
-def below(pid: int) -> Processes:
-    """All processes below `pid`, itself included, where there is a /proc; else itself alone."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError, ValueError):
-            parents[int(entry.name)] = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    mine = {pid}
-    while more := {child for child, parent in parents.items() if parent in mine} - mine:
-        mine |= more
-    return {one: start for one in mine if (start := process_start(one)) is not None}
-
-
-def still_there(family: Processes) -> Processes:
-    """Those that live on."""
-    return {pid: start for pid, start in family.items() if process_start(pid) == start}
-
-
-def name_of(pid: int) -> str:
-    """What a process calls itself; empty if it has just gone."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()[:80]
-    return ""

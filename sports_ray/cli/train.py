@@ -13,7 +13,7 @@ import click
 
 from sports_ray.cli.show import Show, choose_show, duration
 from sports_ray.errors import ConfigError, SportsRayError
-from sports_ray.stops import Stops, process_start
+from sports_ray.stops import Stops, own_start
 
 if TYPE_CHECKING:
     from sports_ray.config import TrainConfig
@@ -116,7 +116,7 @@ class Command:
 
     def __init__(self, as_json: bool) -> None:
         self.stops = Stops().install()
-        self.started = process_start()
+        self.started = own_start()
         self.plan: Plan | None = None
         self.show = choose_show(as_json)
         self.stops.leave_with(self.leave)

@@ -14,11 +14,12 @@ from typing import Any
 
 from sports_ray.engine.schedule import Schedule
 from sports_ray.errors import SportsRayError, StorageError
+from sports_ray.processes import process_start
 from sports_ray.recipe import config_from_dict
 from sports_ray.store.codec import unseal
 from sports_ray.store.commit import RECORD, CommitId, is_finished, list_commits
 from sports_ray.store.fence import is_orphan, read_fences
-from sports_ray.store.lease import holder, is_held, process_start
+from sports_ray.store.lease import holder, is_held
 from sports_ray.store.run_dir import RunDir
 
 Facts = dict[str, Any]

@@ -25,6 +25,7 @@ from sports_ray.engine.record import Speed, system_facts
 from sports_ray.engine.schedule import Schedule
 from sports_ray.engine.world import World
 from sports_ray.model.build import create, image_spec
+from sports_ray.model.depthwise import speed_up
 from sports_ray.model.optim import default_lr
 from sports_ray.model.weights import load_weights
 from sports_ray.store.commit import Commit, begin_attempt, read_commit
@@ -90,6 +91,8 @@ def open_session(
     token, commit = _begin(run_dir, world, lease)
     schedule = Schedule.of(config, manifest.rows("train").num_rows, manifest.rows("val").num_rows)
     model, spec = _start(config, manifest, resumed=commit is not None)
+    if world.device.type == "cpu" and not config.model.compile:
+        speed_up(model)
     precision = _settle(config, run_dir, world, model, spec)
     lr = config.optim.lr or default_lr(config.optim, config.loop.global_batch, config.model.weights == "none")
     decay = config.ema.decay or 1.0 - 1.0 / max(2, schedule.steps_per_epoch)

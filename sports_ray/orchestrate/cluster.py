@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+
+from sports_ray.processes import Processes, below, name_of, still_there
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,8 @@ SETTINGS = {
 }
 WORKER_SETTINGS = ("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "MALLOC_ARENA_MAX", "GOMP_SPINCOUNT")
 """What a train worker's process must find at its start; in a cluster that was joined it inherits nothing of the driver's."""
+END_SECONDS = 3.0
+"""How long the processes of a local cluster may take to end after it."""
 OBJECT_STORE_BYTES = 128 * 1024 * 1024  # images never pass through it
 
 
@@ -129,4 +135,17 @@ def _connected(address: str, usage_stats: bool, cpus: int | None) -> Iterator[No
     try:
         yield
     finally:
+        mine = {} if joined else below(os.getpid())
         ray.shutdown()
+        _end({pid: start for pid, start in mine.items() if pid != os.getpid() and name_of(pid).startswith("ray::")})
+
+
+def _end(processes: Processes) -> None:
+    """SIGKILL for those that do not end by themselves: a controller's may hang for good in the destructors of Ray's library."""
+    end = time.monotonic() + END_SECONDS
+    while (left := still_there(processes)) and time.monotonic() < end:
+        time.sleep(0.02)
+    for pid in left:
+        logger.warning("process left behind: pid=%d name=%s", pid, name_of(pid))
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

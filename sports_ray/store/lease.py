@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from sports_ray.errors import FencedError, RunError, StorageError
+from sports_ray.processes import process_start
 from sports_ray.store.codec import seal, unseal
 from sports_ray.store.storage import Storage, is_of_one_file
 
@@ -180,24 +181,6 @@ def is_held(storage: Storage) -> bool:
     """Whether a driver holds the run and, where it is one of this host, lives. Does not wait for another host's beat."""
     found = _holder(storage)
     return found is not None and (found.place != _place() or process_start(found.pid) == found.start)
-
-
-def process_start(pid: int) -> str | None:
-    """When a process of this host started, in ticks since boot; "" where that is not told; None if it does not live."""
-    if sys.platform != "linux":
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            pass
-        return ""
-    try:
-        # The name, in parentheses, may hold anything: the fields are counted from its end.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else fields[19]
 
 
 def _place() -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from sports_ray.config import TrainConfig
+from sports_ray.processes import below
 from tests.support.driver import Driver
-from tests.support.nodes import below, named_below, standing_still, wait_for_end
+from tests.support.nodes import named_below, standing_still, wait_for_end
 from tests.support.runs import results, small_config, train_in_child
 
 EPOCHS = 60
@@ -79,7 +80,7 @@ def test_worker_whose_loader_process_stands_still_is_replaced(
     with Driver(config, {}) as driver:
         driver.until("evaluated", step=40)
         worker = driver.all("start")[0]["pid"]
-        with standing_still(below(worker) - {worker}):
+        with standing_still(set(below(worker)) - {worker}):
             assert driver.until("restart")["reason"] == "a worker died"
             assert driver.end() == 0, driver.errors
     assert results(config) == unbroken

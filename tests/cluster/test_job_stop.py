@@ -19,9 +19,9 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from sports_ray.data.demo import draw_demo
+from sports_ray.processes import below
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import open_storage
-from tests.support.nodes import below
 from tests.support.shell import sports_ray
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(280)]
@@ -39,12 +39,10 @@ def client(tmp_path: Path) -> Iterator[JobSubmissionClient]:
     ray = Path(sys.executable).with_name("ray")
     log = (tmp_path / "ray-start.log").open("w")
     head = subprocess.Popen([str(ray), *command[1:]], stdout=log, stderr=log, env={**os.environ, "RAY_ADDRESS": ""})
-    pids: set[int] = set()
     try:
         yield wait_for(lambda: connected(f"http://127.0.0.1:{dashboard}"))
     finally:
-        pids |= below(head.pid)
-        for pid in pids:
+        for pid in below(head.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         head.wait()

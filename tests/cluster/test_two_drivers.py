@@ -10,8 +10,9 @@ import pytest
 
 from sports_ray.config import TrainConfig
 from sports_ray.orchestrate.plan import make_plan
+from sports_ray.processes import below
 from tests.support.driver import Driver
-from tests.support.nodes import below, named_below, standing_still, wait_for_end
+from tests.support.nodes import named_below, standing_still, wait_for_end
 from tests.support.runs import results, small_config, train_in_child
 
 EPOCHS = 30
@@ -78,7 +79,7 @@ def test_workers_that_outlive_their_driver_leave_the_run_alone(
     with Driver(config, {}) as dead:
         dead.until("evaluated", step=40)
         (worker,) = named_below(dead.process.pid, "ray::RayTrainWorker")
-        with standing_still(below(dead.process.pid) - {dead.process.pid}) as wake:
+        with standing_still(set(below(dead.process.pid)) - {dead.process.pid}) as wake:
             dead.process.kill()
             with Driver(config, {}) as heir:
                 heir.until("start")

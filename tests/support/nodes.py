@@ -8,11 +8,12 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
+
+from sports_ray.processes import below, name_of
 
 FAST_HEALTH = {
     "health_check_initial_delay_ms": 500,
@@ -69,7 +70,7 @@ class Nodes:
 
     def silence(self, node: Any) -> None:
         """SIGSTOP for the raylet and all that it has started: nobody answers, and nothing is closed."""
-        pids = below(raylet(node))
+        pids = set(below(raylet(node)))
         self._stopped |= pids
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
@@ -105,27 +106,9 @@ def raylet(node: Any) -> int:
     return int(node.all_processes["raylet"][0].process.pid)
 
 
-def below(pid: int) -> set[int]:
-    """The process and all that descend from it."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):  # it has just ended
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    mine = {pid}
-    while more := {child for child, parent in parents.items() if parent in mine} - mine:
-        mine |= more
-    return mine
-
-
 def named_below(pid: int, name: str) -> list[int]:
     """Processes below `pid` whose command starts with `name`."""
-    found = []
-    for one in below(pid):
-        with suppress(OSError):
-            if (Path("/proc") / str(one) / "cmdline").read_text().startswith(name):
-                found.append(one)
-    return found
+    return [one for one in below(pid) if name_of(one).startswith(name)]
 
 
 def wait_for_end(pid: int, seconds: float) -> None:

@@ -1,0 +1,53 @@
+"""Processes of this machine, each known by its id and its start: ids are given out again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+Processes = dict[int, str]
+"""When each process started, by its id."""
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this host started, in ticks since boot; "" where that is not told; None if it does not live."""
+    if sys.platform != "linux":
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return ""
+    try:
+        # The name, in parentheses, may hold anything: the fields are counted from its end.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def below(pid: int) -> Processes:
+    """All processes that descend from `pid`, itself included, where there is a /proc; else itself alone."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError, ValueError):  # it has just ended
+            parents[int(entry.name)] = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {one: start for one in found if (start := process_start(one)) is not None}
+
+
+def still_there(processes: Processes) -> Processes:
+    """Those that live on."""
+    return {pid: start for pid, start in processes.items() if process_start(pid) == start}
+
+
+def name_of(pid: int) -> str:
+    """What a process calls itself, with its arguments; empty if it has just gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
