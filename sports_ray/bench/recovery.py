@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sports_ray.bench.figure import Figure, Say, median, ratio
 from sports_ray.data.demo import draw_demo
 from sports_ray.errors import TrainingError
+from sports_ray.orchestrate.nodes import Nodes
 from sports_ray.processes import Processes, below, name_of, still_there
 
 SLOWER = 1.1
@@ -31,7 +33,12 @@ WORDS = {
     "worker": "death of the worker to the next step",
     "controller": "death of the controller to the next step",
     "driver": "death of the driver, same command, to the next step",
+    "node": "death of a node to the next step",
+    "silent": "a node that falls silent to the next step",
+    "cluster": "death of the whole cluster, same command in a new one, to the next step",
 }
+Build = Callable[[Mapping[str, str], int], "Side"]
+"""Makes a side from an environment and the CPUs of its worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +124,7 @@ class Side:
 
 
 def bench_recovery(setting: Setting, environment: Mapping[str, str], say: Say = lambda line: None) -> list[Figure]:
-    """Seconds to the next step after a start and three deaths, for both sides in turns, and their ratios.
+    """Seconds to the next step after a start and six deaths, for both sides in turns, and their ratios.
 
     `environment`: what both sides find; Ray's settings in it are the same for both."""
     values: dict[str, dict[str, list[float]]] = {name: {"ours": [], "plain": []} for name in WORDS}
@@ -126,9 +133,8 @@ def bench_recovery(setting: Setting, environment: Mapping[str, str], say: Say = 
         draw_demo(folder / "photographs", classes=4, per_class=32, size=setting.size)
         for number in range(setting.rounds):
             for label, build in (("ours", ours), ("plain", plain)):
-                place = folder / f"{label}-{number}"
-                place.mkdir()
-                found = recoveries(build(setting, folder / "photographs", place, environment))
+                side = partial(_side, build, setting, folder / "photographs", folder / f"{label}-{number}")
+                found = recoveries(side, environment) | node_recoveries(side, environment)
                 for event, seconds in found.items():
                     values[event][label].append(seconds)
                 shown = ", ".join(f"{event} {seconds:.2f}" for event, seconds in found.items())
@@ -142,8 +148,58 @@ def _figures(name: str, sides: Mapping[str, list[float]]) -> list[Figure]:
     return [mine, theirs, ratio(f"{name}_ratio", f"{WORDS[name]}: ratio", mine, theirs, most=SLOWER)]
 
 
-def recoveries(side: Side) -> dict[str, float]:
+def _side(
+    build: Callable[..., Side],
+    setting: Setting,
+    photographs: Path,
+    folder: Path,
+    environment: Mapping[str, str],
+    cpus: int,
+) -> Side:
+    place = folder.with_name(f"{folder.name}-{cpus}-cpus")
+    place.mkdir(exist_ok=True)
+    return build(setting, photographs, place, environment, cpus)
+
+
+def node_recoveries(build: Build, environment: Mapping[str, str]) -> dict[str, float]:
+    """The same for a worker in a cluster of two nodes of one CPU, and for the cluster: its new start is not counted.
+
+    Ray itself finds a silent node after some four seconds in this cluster, on both sides."""
+    found, strangers = {}, set[int]()
+    with Nodes(2) as nodes:
+        side = build({**environment, **nodes.environment}, 1)
+        try:
+            begun = time.time()
+            side.start()
+            step = side.step(begun, set())
+            for name, harm in (("node", nodes.kill), ("silent", nodes.silence)):
+                step = side.step(step["at"], strangers, least=step["step"] + STEPS_BEFORE)
+                node = nodes.around(step["pid"])
+                killed = time.time()
+                harm(node)
+                strangers.add(step["pid"])
+                step = side.step(killed, strangers)
+                found[name] = step["at"] - killed
+                nodes.add()
+            step = side.step(step["at"], strangers, least=step["step"] + STEPS_BEFORE)
+            strangers.add(step["pid"])
+        finally:
+            side.end()
+        nodes.kill_all()
+    with Nodes(2) as nodes:
+        side = build({**environment, **nodes.environment}, 1)
+        try:
+            begun = time.time()
+            side.start()
+            found["cluster"] = side.step(begun, strangers)["at"] - begun
+        finally:
+            side.end()
+    return found
+
+
+def recoveries(build: Build, environment: Mapping[str, str]) -> dict[str, float]:
     """One round of one side: seconds from its start, and from three deaths, to the next step that is done."""
+    side = build(environment, os.cpu_count() or 1)
     try:
         begun = time.time()
         side.start()
@@ -170,7 +226,7 @@ def recoveries(side: Side) -> dict[str, float]:
         side.end()
 
 
-def ours(setting: Setting, photographs: Path, folder: Path, environment: Mapping[str, str]) -> Side:
+def ours(setting: Setting, photographs: Path, folder: Path, environment: Mapping[str, str], cpus: int) -> Side:
     settings = {
         "data.image_size": setting.size,
         "loop.global_batch": setting.batch,
@@ -178,6 +234,9 @@ def ours(setting: Setting, photographs: Path, folder: Path, environment: Mapping
         # Evaluations have no part in this.
         "loop.eval_every": 1000,
         "store.every_steps": setting.every,
+        "cluster.cpus_per_worker": cpus,
+        # What is done to them here is not what a run gives up for.
+        "cluster.max_failures": 1000,
     }
     words = ["--data", str(photographs), "--model", setting.model, "--weights", "none", "--epochs", "100000"]
     words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
@@ -185,13 +244,14 @@ def ours(setting: Setting, photographs: Path, folder: Path, environment: Mapping
     return Side(command, environment, folder / "ours.jsonl", returns=True)
 
 
-def plain(setting: Setting, photographs: Path, folder: Path, environment: Mapping[str, str]) -> Side:
+def plain(setting: Setting, photographs: Path, folder: Path, environment: Mapping[str, str], cpus: int) -> Side:
     task = {
         "photographs": str(photographs / "train"),
         "model": setting.model,
         "size": setting.size,
         "batch": setting.batch,
         "every": setting.every,
+        "cpus": cpus,
         "store": str(folder),
         "told": str(folder / "plain.jsonl"),
     }

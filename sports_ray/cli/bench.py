@@ -132,10 +132,10 @@ def start(as_json: bool, **options: Any) -> None:
 def recovery(as_json: bool, **options: Any) -> None:
     """Seconds to the next step after a start and after each death, against plain Ray Train with the same settings.
 
-    Worker, controller and driver are really killed, on both sides. Plain Ray Train saves its own checkpoints; where it
-    ends with its controller it is started again at once.
+    Worker, controller, driver, a node and the whole cluster are really killed, and a node falls silent, on both sides.
+    Plain Ray Train saves its own checkpoints; where it ends with its controller it is started again at once.
 
-    
+    \b
     sports-ray bench recovery
     sports-ray bench recovery --model convnext_atto --size 128 --every 20
     """

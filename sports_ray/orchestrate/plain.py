@@ -57,16 +57,19 @@ def main(config: dict[str, Any]) -> None:
     import ray
     from ray.train.torch import TorchTrainer
 
-    # As many CPUs, the same object store and no dashboard: the clusters shall not differ.
     from sports_ray.orchestrate.cluster import OBJECT_STORE_BYTES
 
-    ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address)
+    else:
+        # As many CPUs, the same object store and no dashboard: the clusters shall not differ.
+        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
     failures = ray.train.FailureConfig(max_failures=1000)
     keep = ray.train.CheckpointConfig(num_to_keep=3)
     TorchTrainer(
         train_func,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": os.cpu_count() or 1}),
+        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": config["cpus"]}),
         run_config=ray.train.RunConfig(
             name="plain", storage_path=config["store"], failure_config=failures, checkpoint_config=keep
         ),
