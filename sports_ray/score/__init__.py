@@ -1,1 +1,12 @@
-"""Scores: sums until the end, then fractions with their intervals."""
+"""Scores: sums until the end, then fractions with their intervals.
+
+tally        accuracy and loss of batches during training, as exact integer sums
+rows         what each image of a table of probabilities tells; the table may lie on disk
+multiclass   accuracy, loss, confusion, per class, confused pairs, worst mistakes
+breakdown    accuracy by class frequency and by groups of classes
+calibrate    reliability, expected calibration error, temperature
+compare      paired test and intervals of two predictors on the same images
+merge        averages of members, and weights fitted on validation predictions
+evaluate     all of the above for one evaluation, ready for JSON
+progress     the curve of a run's evaluations: best epoch, plateaus, segments
+"""
