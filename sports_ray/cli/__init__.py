@@ -20,6 +20,8 @@ COMMANDS = {
     "resume": ("sports_ray.cli.train:resume", "Go on with a run as it was started."),
     "status": ("sports_ray.cli.status:status", "Show the runs of a store, or one of them."),
     "verify": ("sports_ray.cli.verify:verify", "Re-read a whole run and prove that it is sound."),
+    "eval-ensemble": ("sports_ray.cli.evaluate:eval_ensemble", "Score finished runs: alone, augmented and together."),
+    "predict": ("sports_ray.cli.evaluate:predict", "Predict images into a CSV."),
     "data": ("sports_ray.cli.data:data", "Look into photographs, or draw a set to try things with."),
     "models": ("sports_ray.cli.models:models", "List models with size and preprocessing."),
     "recipes": ("sports_ray.cli.models:recipes", "List the recipes, or show one."),

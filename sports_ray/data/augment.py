@@ -167,7 +167,7 @@ def _middle(side: int, size: int) -> int:
 
 def _crop_or_pad(image: Tensor, top: int, left: int, size: int, fill: tuple[int, int, int]) -> Tensor:
     height, width = image.shape[-2:]
-    if top >= 0 and left >= 0:
+    if min(height, width) >= size:
         return image[:, top : top + size, left : left + size]
     out = torch.tensor(fill, dtype=torch.uint8)[:, None, None].repeat(1, size, size)
     inside = image[:, max(top, 0) : top + size, max(left, 0) : left + size]

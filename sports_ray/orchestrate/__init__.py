@@ -7,4 +7,6 @@ train     supervises Ray Train: retries by cause, progress in, stops out
 watch     decides after the end of an attempt what comes next; no Ray
 monitor   the mailbox between driver and workers, and the end of what a fit has left
 worker    what each Ray worker executes
+predict   one Ray Data pipeline a member; or, without Ray, the same in this process
+predict_worker  what its tasks and actors execute
 """

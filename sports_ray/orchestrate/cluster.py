@@ -45,7 +45,7 @@ WORKER_SETTINGS = ("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "MALLOC_ARENA_MAX",
 """What a train worker's process must find at its start; in a cluster that was joined it inherits nothing of the driver's."""
 END_SECONDS = 3.0
 """How long the processes of a local cluster may take to end after it."""
-OBJECT_STORE_BYTES = 128 * 1024 * 1024  # images never pass through it
+OBJECT_STORE_BYTES = 128 * 1024 * 1024  # training's images never pass through it
 
 
 def prepare_environment(usage_stats: bool = False) -> None:
@@ -75,9 +75,15 @@ def shared_cores(nodes: Iterable[Mapping[str, float]], workers: int, gpus: bool)
 
 @contextmanager
 def ray_cluster(
-    address: str, *, usage_stats: bool = False, cpus: int | None = None, log: Path | None = None
+    address: str,
+    *,
+    usage_stats: bool = False,
+    cpus: int | None = None,
+    log: Path | None = None,
+    object_store: int = OBJECT_STORE_BYTES,
 ) -> Iterator[None]:
-    """Joins the cluster at `address` ("auto": RAY_ADDRESS if set, else a local one, which ends with the block).
+    """Joins the cluster at `address` ("auto": RAY_ADDRESS if set, else a local one, which ends with the block; its object
+    store has `object_store` bytes).
 
     Ray's threads print to the standard streams whatever its settings say: in the block these lead to `log`, or nowhere.
     What is meant for people must have taken hold of the streams before.
@@ -85,7 +91,7 @@ def ray_cluster(
     log = log or Path(os.devnull)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as sink, redirect_stdout(sink), redirect_stderr(sink):
-        yield from _connected(address, usage_stats, cpus)
+        yield from _connected(address, usage_stats, cpus, object_store)
 
 
 @contextmanager
@@ -109,7 +115,7 @@ def _batch_scheduling() -> Iterator[None]:
             os.sched_setscheduler(0, before, os.sched_param(0))
 
 
-def _connected(address: str, usage_stats: bool, cpus: int | None) -> Iterator[None]:
+def _connected(address: str, usage_stats: bool, cpus: int | None, object_store: int) -> Iterator[None]:
     prepare_environment(usage_stats)
     import ray
 
@@ -130,7 +136,7 @@ def _connected(address: str, usage_stats: bool, cpus: int | None) -> Iterator[No
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    object_store_memory=OBJECT_STORE_BYTES,
+                    object_store_memory=object_store,
                 )
     try:
         yield

@@ -18,7 +18,7 @@ PACKAGE = Path(sports_ray.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     "errors": 0, "stops": 0, "processes": 0, "config": 1, "recipe": 2, "data": 3, "model": 3, "score": 3, "store": 4,
-    "engine": 5, "report": 5, "orchestrate": 6, "bench": 7, "chaos": 7, "cli": 8, "__main__": 9,
+    "engine": 5, "predict": 5, "report": 5, "orchestrate": 6, "bench": 7, "chaos": 7, "cli": 8, "__main__": 9,
 }  # fmt: skip
 """Right imports left; equal numbers never import each other."""
 

@@ -1,0 +1,68 @@
+"""Scores of an evaluation and images that could not be read, as people and machines want them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sports_ray.cli.show import Show
+from sports_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from sports_ray.predict.plan import Plan
+
+SHOWN = 5
+_LARGE = ("per_class", "confusion", "reliability")
+"""Parts of a candidate's entry that are for scores.json and the report."""
+
+
+def show_scores(scores: Mapping[str, Any], plan: Plan, show: Show) -> None:
+    """The table of all candidates, what was merged how, what could not be read, and where all of it lies."""
+    lines = score_table(scores)
+    if scores["merge"]["used"] != "single":
+        merge = scores["merge"]
+        parts = ", ".join(f"{name} {weight:.3f}" for name, weight in merge["weights"].items())
+        temperature = f", temperature {merge['temperature']:.3f}" if merge["temperature"] != 1.0 else ""
+        lines.append(f"ensemble: {merge['used']} weights ({parts}{temperature}): {merge['reason']}")
+    entries = [{key: entry[key] for key in entry if key not in _LARGE} for entry in scores["candidates"]]
+    text, best = "\n".join(lines), scores["best_single"]
+    show.fact("result", text, best_single=best, merge=scores["merge"], candidates=entries)
+    show_bad(scores["data"]["bad"], show)
+    text = f"{plan.out}: predictions.parquet, scores.json. As a page:\nsports-ray report {plan.out}"
+    show.fact("written", text, path=plan.out, digest=plan.digest)
+
+
+def score_table(scores: Mapping[str, Any]) -> list[str]:
+    """A line a candidate; the intervals are those of 95 %."""
+    entries = scores["candidates"]
+    width = max(len("model"), *(len(entry["name"]) for entry in entries))
+    lines = [
+        f"{'model':<{width}} {'views':<7} {'images':>7} {'acc1':>7} {'95 %':<16} {'acc5':>7} {'NLL':>7} {'ECE':>6}"
+        f"  against {scores['best_single']}"
+    ]
+    for entry in entries:
+        low, high = entry["acc1_interval"]
+        other = entry["against_best"]
+        against = "" if other is None else f"{other['difference']:+.4f} (p = {other['mcnemar_p']:.2g})"
+        tta = entry["tta"] if len(entry["tta"]) <= 7 else entry["tta"].partition("=")[0]
+        lines.append(
+            f"{entry['name']:<{width}} {tta:<7} {entry['images']:>7,} {entry['acc1']:>7.4f} "
+            f"{f'[{low:.4f}, {high:.4f}]':<16} {entry['acc5']:>7.4f} {entry['nll']:>7.4f} {entry['ece']:>6.4f}  {against}"
+        )
+    return lines
+
+
+def show_bad(bad: list[dict[str, str]], show: Show) -> None:
+    if bad:
+        lines = [f"! {len(bad):,} image{'s' * (len(bad) > 1)} could not be read"]
+        lines += [f"! {one['path']}: {one['error']}" for one in bad[:SHOWN]]
+        lines += [f"! and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
+        show.fact("bad", "\n".join(lines), count=len(bad), images=bad)
+
+
+def refuse_bad(bad: list[dict[str, str]]) -> None:
+    if bad:
+        what = f"{len(bad):,} image{'s' * (len(bad) > 1)} could not be read"
+        raise DataError(
+            what, got=f"{bad[0]['path']}: {bad[0]['error']}", want="none (--strict)", cure="mend or remove them"
+        )

@@ -1,0 +1,110 @@
+"""The sha256 of each file, remembered until its size, time or inode changes: what was computed is found again by content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from sports_ray.data.inspect import sniff
+
+Progress = Callable[[int, int], None]
+_CHUNK = 64
+
+
+class Digest(NamedTuple):
+    """A file's state, and, once it was read, what its bytes are."""
+
+    size: int
+    """Bytes; -1: there is no such file."""
+    mtime_ns: int
+    inode: int
+    sha256: str = ""
+    """Hex; empty if it could not be read."""
+    is_image: bool = False
+    """Whether its first bytes are those of an image."""
+    error: str = ""
+
+
+def digests(
+    root: str, paths: Sequence[str], stats: Sequence[Digest], progress: Progress | None = None, home: Path | None = None
+) -> list[Digest]:
+    """A digest for each path below `root`, read on all cores where it is not remembered; never raises for a file.
+
+    `progress(done, total)` is told of the files being read. Remembered in `home`, by default $XDG_CACHE_HOME/sports-ray
+    or ~/.cache/sports-ray; a damaged or unwritable memory costs time and nothing else."""
+    place = _place(root, home)
+    known = _recall(place)
+    found = {
+        path: kept for path, stat in zip(paths, stats, strict=True) if (kept := known.get(path, stat))[:3] == stat[:3]
+    }
+    found = {path: one for path, one in found.items() if one.sha256}
+    unknown = [(path, stat) for path, stat in zip(paths, stats, strict=True) if path not in found]
+    if unknown:
+        _read_all(root, unknown, found, progress)
+        # Of another selection of the same folder: kept as well.
+        _remember(place, {**known, **found})
+    return [found[path] for path in paths]
+
+
+def _read_all(
+    root: str, unknown: list[tuple[str, Digest]], found: dict[str, Digest], progress: Progress | None
+) -> None:
+    def work(start: int) -> list[tuple[str, Digest]]:
+        part = unknown[start : start + _CHUNK]
+        return [(path, _read(os.path.join(root, path), stat)) for path, stat in part]
+
+    done = 0
+    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
+        for part in pool.map(work, range(0, len(unknown), _CHUNK)):
+            found.update(part)
+            done += len(part)
+            if progress:
+                progress(done, len(unknown))
+
+
+def _read(path: str, stat: Digest) -> Digest:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = file.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return stat._replace(error=f"cannot be read: {reason}")
+    return stat._replace(sha256=hashlib.sha256(data).hexdigest(), is_image=bool(sniff(data)))
+
+
+def _place(root: str, home: Path | None) -> Path:
+    folder = home or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sports-ray"
+    return folder / f"digests-{hashlib.sha256(root.encode()).hexdigest()[:24]}.txt"
+
+
+def _recall(place: Path) -> dict[str, Digest]:
+    try:
+        head, _, body = place.read_bytes().partition(b"\n")
+        if head.decode() != hashlib.sha256(body).hexdigest():
+            return {}
+        rows = [line.split("\t", 5) for line in body.decode().splitlines()]
+    except (OSError, ValueError):
+        return {}
+    return {row[5]: Digest(int(row[0]), int(row[1]), int(row[2]), row[3], row[4] == "1") for row in rows}
+
+
+def _remember(place: Path, found: dict[str, Digest]) -> None:
+    """The sha256 of the rest in the first line, then a line a file; in one move, so that a reader sees old or new, whole."""
+    rows = [
+        f"{one.size}\t{one.mtime_ns}\t{one.inode}\t{one.sha256}\t{int(one.is_image)}\t{path}\n"
+        for path, one in found.items()
+        if one.sha256 and "\n" not in path and "\r" not in path and path.splitlines() == [path]
+    ]
+    body = "".join(rows).encode(errors="surrogateescape")
+    with contextlib.suppress(OSError):  # a read-only home is no reason not to predict
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=place.parent, prefix=place.stem, suffix=".tmp")
+        with open(handle, "wb") as file:
+            file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+        os.replace(name, place)

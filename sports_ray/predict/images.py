@@ -1,0 +1,209 @@
+"""The photographs of an evaluation: every file gets a row, sound or not, and is known by the digest of its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sports_ray.config import DataConfig
+from sports_ray.data.inspect import FORMAT_OF
+from sports_ray.data.listing import Listing, list_files
+from sports_ray.errors import DataError
+from sports_ray.predict.digests import Digest, Progress, digests
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from sports_ray.data.manifest import Manifest
+
+SPLITS = ("train", "val", "test")
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Images:
+    """Photographs in a fixed order."""
+
+    root: str
+    """Absolute; where relative paths start."""
+    table: pa.Table
+    """id (int64, 0, 1, ... in the order of paths), path (string, with '/'), label (int32, -1: unknown), sha256 (string, hex;
+    empty where the file could not be read), error (string; why not, or null)."""
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def column(self, name: str) -> list[Any]:
+        return self.table.column(name).to_pylist()
+
+    def digests(self) -> list[str]:
+        return self.column("sha256")
+
+    def content(self) -> str:
+        """Hex sha256 over the files' digests in their order: all that logits depend on."""
+        return hashlib.sha256("\n".join(self.digests()).encode()).hexdigest()
+
+    def fingerprint(self) -> str:
+        """Hex sha256 over path, label and digest of each: all that is written of them."""
+        rows = [self.column(name) for name in ("path", "label", "sha256")]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def list_split(
+    source: str, split: str, classes: Sequence[str], manifest: Manifest | None = None, progress: Progress | None = None
+) -> Images:
+    """The photographs of a split of a folder or a CSV list, labelled by their place in `classes`.
+
+    `split`: train, val or test, or the name of another folder beside them. A plain folder of classes counts as any
+    split. Where there is no validation folder, `manifest` tells which photographs training carved out of train.
+    Raises DataError for a split that is not there, and for classes that are not in `classes`."""
+    config = DataConfig(root=source) if split in SPLITS else DataConfig(root=source, test=split)
+    listing = list_files(source, config)
+    if listing.bad_rows:
+        what = f"{listing.source}: {len(listing.bad_rows):,} bad rows"
+        raise DataError(what, got="; ".join(listing.bad_rows[:SHOWN]), cure="mend or remove them")
+    wanted = split if split in SPLITS else "test"
+    plain = listing.folders == {"train": ""} and listing.source == listing.root
+    carved = None
+    if wanted not in listing.folders and not plain:
+        carved = _carved(manifest) if wanted == "val" else None
+        if carved is None:
+            raise _no_split(split, listing)
+    rows = [
+        (path, name, Digest(size, mtime_ns, inode))
+        for path, where, name, size, mtime_ns, inode in zip(*listing.table.to_pydict().values(), strict=True)
+        if (path in carved if carved is not None else plain or where == wanted)
+    ]
+    labels = _labels([name for _, name, _ in rows], classes)
+    images = _listed(str(listing.root), [row[0] for row in rows], labels, [row[2] for row in rows], progress)
+    notes = _notes(listing)
+    return replace(images, notes=(*notes, *images.notes))
+
+
+def manifest_split(manifest: Manifest, split: str, root: str, progress: Progress | None = None) -> Images:
+    """A split as a run's manifest has it, found below `root` (or else where it lay); DataError if a file has changed."""
+    rows = manifest.rows(split)
+    paths, labels, before = (rows.column(name).to_pylist() for name in ("path", "label", "sha256"))
+    first = next(iter(paths), "")
+    where = root if os.path.isfile(os.path.join(root, first)) else manifest.root
+    stats = [_stat(os.path.join(where, path)) for path in paths]
+    images = _listed(where, paths, labels, stats, progress, keep=True)
+    changed = [path for path, then, now in zip(paths, before, images.digests(), strict=True) if then != now]
+    if changed:
+        raise DataError(f"{len(changed)} photographs of {split} are not those of the run", got=changed[0])
+    return images
+
+
+def list_images(source: str, progress: Progress | None = None) -> tuple[Images, list[str]]:
+    """All images below a folder, or named by a CSV list with a column path; and what to call each: the list's id or path.
+
+    Files that cannot be read get a row too. Raises DataError where there is nothing."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError("images not found", got=path, want="a folder of images, or a CSV list with a column path")
+    path = path.resolve()
+    if path.is_dir():
+        found = sorted(_walk(path))
+        names, root = list(found), path
+    else:
+        from sports_ray.predict.csv_names import read_names
+
+        named, root = read_names(path), path.parent
+        found, names = [row.path for row in named], [row.name for row in named]
+    if not found:
+        raise DataError(f"no image in {path}", want=", ".join(sorted(FORMAT_OF)))
+    stats = [_stat(os.path.join(root, one)) for one in found]
+    return _listed(str(root), found, [-1] * len(found), stats, progress, keep=True), names
+
+
+def trained_on(images: Images, manifest: Manifest) -> int:
+    """How many of the photographs, byte for byte, the run was trained on."""
+    known = set(manifest.rows("train").column("sha256").to_pylist())
+    return sum(digest in known for digest in images.digests())
+
+
+def _listed(
+    root: str,
+    paths: list[str],
+    labels: Sequence[int],
+    stats: Sequence[Digest],
+    progress: Progress | None,
+    keep: bool = False,
+) -> Images:
+    """A row for each file; without `keep`, files that are no images and are not called so are left out, with a note."""
+    import pyarrow as pa
+
+    found = digests(root, paths, stats, progress)
+    rows = list(zip(paths, labels, found, strict=True))
+    if not keep:
+        rows = [row for row in rows if row[2].is_image or _called_image(row[0])]
+    left_out = len(paths) - len(rows)
+    columns = {
+        "id": pa.array(range(len(rows)), pa.int64()),
+        "path": pa.array([path for path, _, _ in rows], pa.string()),
+        "label": pa.array([label for _, label, _ in rows], pa.int32()),
+        "sha256": pa.array([one.sha256 for _, _, one in rows], pa.string()),
+        "error": pa.array([one.error or None for _, _, one in rows], pa.string()),
+    }
+    notes = (f"left out, no images: {left_out:,} files",) if left_out else ()
+    return Images(root, pa.table(columns), notes)
+
+
+def _walk(root: Path) -> Iterable[str]:
+    """Files called images, at any depth, relative to the root."""
+    for folder, inside, files in os.walk(root):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        for name in files:
+            if not name.startswith(".") and _called_image(name):
+                yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+
+
+def _stat(path: str) -> Digest:
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):
+        return Digest(-1, 0, 0)
+    return Digest(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def _called_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in FORMAT_OF
+
+
+def _labels(names: list[str], classes: Sequence[str]) -> list[int]:
+    place = {name: label for label, name in enumerate(classes)}
+    unknown = sorted(set(names) - set(place) - {""})
+    if unknown:
+        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        raise DataError(
+            "classes that the members do not know",
+            got=", ".join(map(repr, unknown[:SHOWN])) + more,
+            want=f"only those of the {len(classes)} that were trained",
+            cure="take these folders out, or train with them",
+        )
+    return [place.get(name, -1) for name in names]
+
+
+def _carved(manifest: Manifest | None) -> set[str] | None:
+    return set(manifest.rows("val").column("path").to_pylist()) if manifest is not None else None
+
+
+def _notes(listing: Listing) -> tuple[str, ...]:
+    odd = listing.unreadable_names
+    return (f"left out, file names that are not UTF-8: {', '.join(odd[:SHOWN])}",) if odd else ()
+
+
+def _no_split(split: str, listing: Listing) -> DataError:
+    there = ", ".join(sorted({folder or name for name, folder in listing.folders.items()} | set(listing.passed_over)))
+    return DataError(
+        f"no split {split} in {listing.source}",
+        got=there or "a plain folder of classes",
+        want=f"photographs of {split}",
+        cure="choose another with --split NAME",
+    )

@@ -1,0 +1,187 @@
+"""What an evaluation or a prediction is to do: members, photographs, views and places, settled before torch is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sports_ray.errors import ConfigError, DataError
+from sports_ray.predict.digests import Progress
+from sports_ray.predict.images import Images, list_images, list_split, trained_on
+from sports_ray.predict.member import Member, find_members, manifest_of
+from sports_ray.predict.views import View, views_of
+from sports_ray.predict.write import read_scores
+from sports_ray.store.codec import canonical
+from sports_ray.store.storage import Storage, open_storage
+
+FOLDER = "evaluations"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be predicted by whom. `out` and `digest` are empty where nothing is to be scored."""
+
+    members: tuple[Member, ...]
+    images: Images
+    names: tuple[str, ...]
+    """What to call each image in a submission; empty for an evaluation."""
+    data: str
+    split: str
+    tta: str
+    average: str
+    """probs or logits."""
+    weights: str
+    """uniform or fit."""
+    groups: str
+    """A CSV of groups of classes, or empty."""
+    home: str
+    """Folder or URI that holds predictions/ and evaluations/."""
+    out: str = ""
+    digest: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.members[0].classes
+
+    def views(self, member: Member) -> tuple[View, ...]:
+        return views_of(self.tta, member.spec)
+
+    def storage(self) -> Storage:
+        return open_storage(self.out)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The scores, if this very evaluation is finished already."""
+        return read_scores(self.storage(), self.digest)
+
+
+def plan_evaluation(
+    runs: Sequence[str],
+    *,
+    data: str = "",
+    split: str = "test",
+    store: str = "",
+    tta: str = "none",
+    average: str = "probs",
+    weights: str = "uniform",
+    groups: str = "",
+    out: str = "",
+    progress: Progress | None = None,
+) -> Plan:
+    """Finds members and photographs. `data`: by default where the first member was trained; `store`: where names of runs
+    are looked up, by default runs; `out`: by default <home>/evaluations/<digest>. Raises UserError for what has to be mended."""
+    members = find_members(runs, store or "runs")
+    for member in members:
+        views_of(tta, member.spec)
+    manifests = [manifest_of(member) for member in members]
+    if not data and manifests[0] is None:
+        raise ConfigError("no photographs given", want="a folder or a CSV list", cure="--data DIR")
+    source = data or (manifests[0].root if manifests[0] else "")
+    images = list_split(source, split, members[0].classes, manifests[0], progress)
+    labels = images.column("label")
+    if not any(label >= 0 for label in labels):
+        what = f"labelled photographs of {split} in {source}"
+        raise DataError(what, got="none", want="class folders", cure="`sports-ray predict` needs no labels")
+    notes = list(images.notes)
+    if split != "train":
+        for member, manifest in zip(members, manifests, strict=True):
+            if manifest is not None and (count := trained_on(images, manifest)):
+                notes.append(
+                    f"{count:,} of {len(images):,} photographs were trained on by {member.name}: scores flatter it"
+                )
+    home = _home(members[0], store)
+    described = {
+        "format": FORMAT,
+        "members": [[member.name, member.sha256, member.precision, member.preprocessing()] for member in members],
+        "images": images.fingerprint(),
+        "split": split,
+        "tta": tta,
+        "average": average,
+        "weights": weights,
+        "groups": _content(groups),
+    }
+    digest = hashlib.sha256(canonical(described).encode()).hexdigest()
+    return Plan(
+        members=tuple(members),
+        images=images,
+        names=(),
+        data=source,
+        split=split,
+        tta=tta,
+        average=average,
+        weights=weights,
+        groups=groups,
+        home=home,
+        out=_absolute(out) if out else _below(home, f"{FOLDER}/{digest[:16]}"),
+        digest=digest,
+        notes=tuple(notes),
+    )
+
+
+def plan_prediction(
+    runs: Sequence[str],
+    images: str,
+    *,
+    store: str = "",
+    tta: str = "none",
+    average: str = "probs",
+    progress: Progress | None = None,
+) -> Plan:
+    """As `plan_evaluation`, for images without labels: a folder, or a CSV list of paths."""
+    members = find_members(runs, store or "runs")
+    for member in members:
+        views_of(tta, member.spec)
+    found, names = list_images(images, progress)
+    return Plan(
+        members=tuple(members),
+        images=found,
+        names=tuple(names),
+        data=images,
+        split="",
+        tta=tta,
+        average=average,
+        weights="uniform",
+        groups="",
+        home=_home(members[0], store),
+        notes=found.notes,
+    )
+
+
+def _home(member: Member, store: str) -> str:
+    """Where predictions are kept: the store that was named, else the first member's, else (read-only) ./runs."""
+    if store:
+        return _absolute(store)
+    own = member.store if member.run else _parent(member.store)
+    if "://" in own or os.access(own, os.W_OK | os.X_OK):
+        return own
+    return os.path.abspath("runs")
+
+
+def _parent(place: str) -> str:
+    if "://" not in place:
+        return os.path.dirname(place)
+    address, mark, query = place.partition("?")
+    return address.rstrip("/").rpartition("/")[0] + mark + query
+
+
+def _below(place: str, path: str) -> str:
+    address, mark, query = place.partition("?") if "://" in place else (place, "", "")
+    return f"{address.rstrip('/')}/{path}{mark}{query}"
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
+
+
+def _content(path: str) -> str:
+    if not path:
+        return ""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError("--groups", got=f"{path}: {error.strerror}", want="a CSV file") from None

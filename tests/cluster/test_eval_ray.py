@@ -1,0 +1,142 @@
+"""`eval-ensemble` on Ray Data: the bytes of the in-process command, whoever is killed on the way.
+
+The default suite kills a driver and an actor; `pytest -m long tests/cluster/test_eval_ray.py` drivers, actors and nodes at
+fifty moments, every other one while a block is being written.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from tests.support.evaluating import results
+from tests.support.members import make_member, photographs
+from tests.support.nodes import Nodes, named_below, raylet
+from tests.support.running import Started
+from tests.support.shell import sports_ray
+
+COUNT = 4 * 256 + 50
+ACTOR = "ray::MapWorker"
+BLOCKS = 5
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    photographs(folder / "set", COUNT)
+    (folder / "set" / "test" / "golf" / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    make_member(folder / "runs", "a", seed=1)
+    make_member(folder / "runs", "b", model="test_efficientnet", size=40, seed=2)
+    return folder
+
+
+def words_of(place: Path, workers: str, *names: str) -> tuple[str, ...]:
+    runs = [word for name in names or ("a", "b") for word in ("--run", str(place / "runs" / name))]
+    fixed = ("--data", str(place / "set"), "--tta", "10crop", "--store", "store", "--json")
+    return ("eval-ensemble", *fixed, *runs, "--workers", workers)
+
+
+@pytest.fixture(scope="module")
+def expected(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("expected")
+    shown = sports_ray(folder, *words_of(place, "0"))
+    assert shown.code == 0, shown.err
+    return results(folder / "store")
+
+
+def blocks_of(folder: Path) -> dict[Path, int]:
+    """Blocks on disk with the time at which each was written."""
+    return {path: path.stat().st_mtime_ns for path in (folder / "store" / "predictions").rglob("*.parquet")}
+
+
+def kill_group(pids: set[int] | list[int]) -> int:
+    killed = 0
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+    return killed
+
+
+@pytest.mark.timeout(180)
+def test_killed_driver_and_killed_actor_end_in_the_bytes_of_the_in_process_command(place: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    assert sports_ray(whole, *words_of(place, "0", "b")).code == 0
+    with Started(tmp_path, *words_of(place, "1:2", "b")) as running:
+        assert running.wait_until(lambda: running.events("block")), running.end().err
+        running.send(signal.SIGKILL)
+        running.end()
+    kept = blocks_of(tmp_path)
+    assert kept and not (tmp_path / "store" / "evaluations").exists()
+    with Started(tmp_path, *words_of(place, "2", "b")) as running:
+        assert running.wait_until(lambda: running.events("block")), running.end().err
+        assert kill_group(named_below(running.pid, ACTOR)[:1]) == 1
+        shown = running.end()
+    assert shown.code == 0, shown.err
+    assert results(tmp_path / "store") == results(whole / "store")
+    again = [event["block"] for event in shown.events if event["event"] == "block"]
+    assert 0 < len(again) < BLOCKS and len(set(again)) == len(again)
+    start = time.monotonic()
+    with Started(tmp_path, *words_of(place, "1:8", "b")) as running:
+        shown = running.end()
+    assert shown.code == 0 and time.monotonic() - start < 3.0, "a finished evaluation starts no Ray"
+    assert "finished" in {event["event"] for event in shown.events}
+
+
+def wait_for_commit(folder: Path, ended: Callable[[], bool]) -> None:
+    """Returns while a block is being written, as its temporary file tells, or when the command has ended."""
+    predictions = folder / "store" / "predictions"
+    while not ended():
+        for view in predictions.glob("*/*"):
+            with suppress(OSError):
+                if any(name.endswith(".tmp") for name in os.listdir(view)):
+                    return
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("tenth", range(5))
+def test_ten_deaths_of_drivers_actors_and_nodes_and_every_byte_is_right(
+    place: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tenth: int
+) -> None:
+    """Five times ten: fifty moments, every other one while a block is being written."""
+    dice, deaths, folder = random.Random(date.today().toordinal() + tenth), 0, tmp_path
+    with Nodes(2) as nodes:
+        monkeypatch.setenv("RAY_ADDRESS", nodes.cluster.address)
+        for attempt in range(60):
+            with Started(folder, *words_of(place, "1:2")) as running:
+                running.wait_until(lambda running=running: running.events("work"))
+                if deaths % 2 == 0:
+                    wait_for_commit(folder, lambda running=running: running.code is not None)
+                else:
+                    time.sleep(dice.uniform(1.0, 9.0))
+                kind = dice.choice(["driver", "actor", "node"])
+                if running.code is None:
+                    deaths += kill_one(kind, running, nodes)
+                shown = running.end()
+            assert shown.code in (0, -signal.SIGKILL), shown.err
+            if shown.code == 0:
+                assert results(folder / "store") == expected, (attempt, deaths)
+                folder = tmp_path / str(attempt)
+                if deaths >= 10:
+                    return
+    raise AssertionError(f"only {deaths} deaths")
+
+
+def kill_one(kind: str, running: Started, nodes: Nodes) -> int:
+    """Kills the driver, an actor or a node with all that is on it; how many died."""
+    if kind == "driver":
+        return int(running.send(signal.SIGKILL))
+    if kind == "actor":
+        return kill_group([pid for node in nodes.nodes for pid in named_below(raylet(node), ACTOR)][:1])
+    nodes.kill(nodes.nodes[0])
+    nodes.add()
+    return 1
