@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -30,7 +31,9 @@ FILES = ("weights/last.safetensors", "weights/best.safetensors", "metrics.jsonl"
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[JobSubmissionClient]:
-    """A cluster of its own with a dashboard on loopback, as `ray start --head` makes it."""
+    """A cluster of its own with a dashboard on loopback, as `ray start --head` makes it: it asks for a token."""
+    token = secrets.token_hex(32)
+    environment = {**os.environ, "RAY_ADDRESS": "", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     with socket.socket() as one, socket.socket() as other:
         for found in (one, other):
             found.bind(("127.0.0.1", 0))
@@ -38,9 +41,9 @@ def client(tmp_path: Path) -> Iterator[JobSubmissionClient]:
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}"]
     ray = Path(sys.executable).with_name("ray")
     log = (tmp_path / "ray-start.log").open("w")
-    head = subprocess.Popen([str(ray), *command[1:]], stdout=log, stderr=log, env={**os.environ, "RAY_ADDRESS": ""})
+    head = subprocess.Popen([str(ray), *command[1:]], stdout=log, stderr=log, env=environment)
     try:
-        yield wait_for(lambda: connected(f"http://127.0.0.1:{dashboard}"))
+        yield wait_for(lambda: connected(f"http://127.0.0.1:{dashboard}", token))
     finally:
         for pid in below(head.pid):
             with suppress(ProcessLookupError):
@@ -49,9 +52,9 @@ def client(tmp_path: Path) -> Iterator[JobSubmissionClient]:
         log.close()
 
 
-def connected(address: str) -> JobSubmissionClient | None:
+def connected(address: str, token: str) -> JobSubmissionClient | None:
     with suppress(ConnectionError, RuntimeError):
-        client = JobSubmissionClient(address)
+        client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
         client.list_jobs()
         return client
     return None
