@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sports_ray.errors import StorageError, TrainingError
 from sports_ray.store.codec import canonical, seal
-from sports_ray.store.storage import Entry, Storage, is_temporary, open_storage
+from sports_ray.store.storage import Storage, is_temporary, open_storage
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +78,18 @@ class Shelf:
         if storage.find("key.json") != content:
             storage.write("key.json", content)
 
-    def missing(self, views: Sequence[str]) -> dict[int, list[str]]:
-        """Views of each block that are not there; blocks that lack nothing are left out. What died half-written is swept."""
+    def sweep(self, views: Sequence[str]) -> None:
+        """Takes away what deaths have left half-written. Whoever writes a block just now writes it once more."""
         storage = self.storage()
-        sweep(storage)
+        for folder in ("", *views):
+            sweep(storage, folder)
+
+    def missing(self, views: Sequence[str]) -> dict[int, list[str]]:
+        """Views of each block that are not there; blocks that lack nothing are left out."""
+        storage = self.storage()
         there: dict[str, set[str]] = {}
         for view in views:
-            entries = storage.list(view)
-            there[view] = {entry.name for entry in entries}
-            sweep(storage, view, entries)
+            there[view] = {entry.name for entry in storage.list(view)}
         lacking = {block: [view for view in views if _file(block) not in there[view]] for block in range(self.blocks)}
         return {block: names for block, names in lacking.items() if names}
 
@@ -122,9 +125,9 @@ class Shelf:
         self.storage().delete(f"{view}/{_file(block)}")
 
 
-def sweep(storage: Storage, folder: str = "", entries: Sequence[Entry] | None = None) -> None:
+def sweep(storage: Storage, folder: str = "") -> None:
     """Takes away what a death has left half-written in a folder."""
-    for entry in storage.list(folder) if entries is None else entries:
+    for entry in storage.list(folder):
         if is_temporary(entry.name):
             storage.delete(f"{folder}/{entry.name}" if folder else entry.name)
 

@@ -71,6 +71,8 @@ class Work:
             check_views(job.views, job.member)
         if jobs:
             self.compute(jobs, self.on_progress)
+        for member in self.members:  # of deaths before, and of actors that were killed now
+            member.shelf.sweep([view.name for view in member.views])
 
     def gather(self, merge: Merge | None, sink: Callable[[], Sink] = lambda: lambda part: None) -> Tables:
         """All predictions as tables, each row proven to be there once. Blocks that turn out damaged are

@@ -90,6 +90,7 @@ def test_a_death_at_any_call_leaves_no_block_or_a_whole_one(tmp_path: Path, powe
             store = memory / str(point)
             run_killed(job(store), point, power)
             shelf = shelf_of(store)
+            shelf.sweep(["plain"])
             lacking = shelf.missing(["plain"])
             found = shelf.read("plain", 0)
             left.add(found is not None)

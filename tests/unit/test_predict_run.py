@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from sports_ray.predict.blocks import ROWS, Shelf
 from sports_ray.predict.compute import Job, Predictor, decode_files, key_of, write_block
 from sports_ray.predict.images import list_split
 from sports_ray.predict.member import find_member, load_model
-from sports_ray.predict.run import compute_here
+from sports_ray.predict.plan import plan_evaluation
+from sports_ray.predict.run import OnProgress, compute_here
 from sports_ray.predict.views import views_of
+from sports_ray.predict.work import Work
 from tests.support.members import CLASSES, make_member, photographs, tree
 
 COUNT = ROWS + 60
@@ -144,3 +146,18 @@ def test_what_fails_as_a_whole_is_raised(place: Path, tmp_path: Path) -> None:
     (tmp_path / "one" / "weights" / "best.safetensors").write_bytes(b"damaged")
     with pytest.raises(WeightsError, match="other bytes than its .json describes"):
         compute(job)
+
+
+def test_what_an_actor_leaves_half_written_when_it_is_killed_is_swept_at_the_end(place: Path, tmp_path: Path) -> None:
+    plan = plan_evaluation(["one"], data=str(place / "set"), store=str(place / "runs"))
+
+    def compute_and_leave(jobs: Sequence[Job], on_progress: OnProgress) -> None:
+        for job in jobs:
+            compute_here(job, on_progress)
+            job.shelf.storage().write("plain/.00000.parquet.0123456789abcdef.tmp", b"half")
+
+    work = Work.of(replace(plan, home=str(tmp_path)), plan.images, compute_and_leave, lambda event: None)
+    work.complete()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "00000.parquet", "00001.parquet", "key.json",
+    ]  # fmt: skip
