@@ -5,6 +5,7 @@ For proofs and measurements of recovery; training itself knows nothing of it.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -30,6 +31,7 @@ class Nodes:
 
     def __init__(self, nodes: int) -> None:
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_HEALTH}
+        logging.getLogger("ray").setLevel(logging.ERROR)  # each new cluster is worth a line to it
         self.cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
         self._stopped: set[int] = set()
         self.nodes: list[Any] = []
