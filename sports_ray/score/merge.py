@@ -25,6 +25,8 @@ Space = Literal["probability", "logit"]
 FOLDS = 5
 MIN_IMAGES = 50
 """Fewer validation images are not worth a fit: an interval of resampled losses is too narrow there to be believed."""
+ROUNDING = 1e-6
+"""A single member has to be better than the uniform average by more nats: equal members differ by rounding."""
 FIT_VALUES = 5_000_000
 """Probabilities of a member that a fit reads at most; of more images, those whose hashed ids are smallest."""
 
@@ -70,9 +72,27 @@ def merge_rows(
     weights [M], not negative, and rows are divided by their sums first. Where a member's row is not sound (see rows.py),
     the others' weights are scaled up
     in that row; where those are all 0, they count equally; where no member's row is sound, the row is uniform.
-    probability: the arithmetic mean; logit: softmax of the mean logarithm, values under FLOOR counting as FLOOR."""
-    count, classes = members[0].shape
+    probability: the arithmetic mean; logit: softmax of the mean logarithm, values under FLOOR counting as FLOOR.
+    Where one member has all the weight, at temperature 1, its rows stay as they are, to the bit."""
     totals, sounds = zip(*(soundness(rows) for rows in members), strict=True)
+    merged = _averaged(members, totals, sounds, weights, space, temperature)
+    used = np.flatnonzero(np.asarray(weights) > 0)
+    if len(used) == 1 and temperature == 1.0:
+        one = int(used[0])
+        same = sounds[one] & (np.abs(totals[one] - 1.0) < 1e-6)
+        merged[same] = members[one][same]
+    return merged
+
+
+def _averaged(
+    members: Sequence[Floats],
+    totals: Sequence[NDArray[np.float64]],
+    sounds: Sequence[NDArray[np.bool_]],
+    weights: Sequence[float] | Vector,
+    space: Space,
+    temperature: float,
+) -> NDArray[np.float32]:
+    count, classes = members[0].shape
     shares = _row_weights(np.asarray(weights, dtype=np.float64), np.stack(sounds))
     mixed = np.zeros((count, classes))
     for rows, total, sound, share in zip(members, totals, sounds, shares, strict=True):
@@ -188,7 +208,9 @@ def _fallback(members: Sequence[Floats], labels: Ints, space: Space) -> tuple[Fa
     """Facts and weights [M] of the uniform average or of the best single member, whichever has the lower mean loss."""
     choices = [np.full(len(members), 1.0 / len(members)), *np.eye(len(members))]
     facts = [facts_of(merge_rows(members, weights, space), labels) for weights in choices]
-    best = int(np.argmin([float(one.loss.mean()) for one in facts]))
+    losses = [float(one.loss.mean()) for one in facts]
+    losses[0] -= ROUNDING
+    best = int(np.argmin(losses))
     return facts[best], choices[best]
 
 

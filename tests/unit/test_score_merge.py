@@ -142,6 +142,31 @@ def test_with_a_weak_member_the_fit_beats_the_average_and_the_best_single(space,
     assert sum(merge.weights.values()) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("space", ["probability", "logit"])
+@pytest.mark.parametrize(
+    ("hits", "sharp", "images"),
+    [((2.5, 2.3, 0.4), (1.2, 1.0, 2.0), 150), ((3.0, 0.3), (3.0, 0.3), 600), ((2.5, 0.0), (2.5, 4.0), 300)],
+)
+def test_fallback_is_no_worse_either(space, hits: tuple[float, ...], sharp: tuple[float, ...], images: int) -> None:
+    for seed in range(10):
+        merge = fit_merge(*members(images, seed, hits, sharp), space=space)
+        columns, labels = members(3000, 1000 + seed, hits, sharp)
+        found = score(merge, columns, labels)
+        assert found <= score(uniform(list(columns), space), columns, labels)
+        assert found <= min(nll(facts_of(rows, labels)) for rows in columns.values()), merge
+
+
+@pytest.mark.parametrize("space", ["probability", "logit"])
+def test_member_with_all_the_weight_stays_as_it_is_to_the_bit(space) -> None:
+    columns, _ = members(500, 0, (2.0, 1.0), (3.0, 1.0))
+    columns["m0"][7] = np.nan
+    columns["m0"][8] = 2.0
+    found = given({"m0": 1.0, "m1": 0.0}, space).apply(columns)
+    others = np.setdiff1d(np.arange(500), [7, 8])
+    assert np.array_equal(found[others], columns["m0"][others])
+    assert found[8] == pytest.approx(np.full(10, 0.1)) and found[7] == pytest.approx(columns["m1"][7], abs=1e-6)
+
+
 def calibrated(images: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     random = np.random.default_rng(seed)
     shares = softmax(2 * random.normal(size=(images, 10)))
