@@ -22,6 +22,8 @@ COMMANDS = {
     "verify": ("sports_ray.cli.verify:verify", "Re-read a whole run and prove that it is sound."),
     "eval-ensemble": ("sports_ray.cli.evaluate:eval_ensemble", "Score finished runs: alone, augmented and together."),
     "predict": ("sports_ray.cli.evaluate:predict", "Predict images into a CSV."),
+    "report": ("sports_ray.cli.report:report", "Write a run or an evaluation as one page."),
+    "explain": ("sports_ray.cli.report:explain", "Show where in photographs a model finds its evidence."),
     "data": ("sports_ray.cli.data:data", "Look into photographs, or draw a set to try things with."),
     "models": ("sports_ray.cli.models:models", "List models with size and preprocessing."),
     "recipes": ("sports_ray.cli.models:recipes", "List the recipes, or show one."),
