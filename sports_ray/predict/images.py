@@ -56,13 +56,20 @@ class Images:
 
 
 def list_split(
-    source: str, split: str, classes: Sequence[str], manifest: Manifest | None = None, progress: Progress | None = None
+    source: str,
+    split: str,
+    classes: Sequence[str],
+    manifest: Manifest | None = None,
+    progress: Progress | None = None,
+    subset: bool = False,
 ) -> Images:
     """The photographs of a split of a folder or a CSV list, labelled by their place in `classes`.
 
     `split`: train, val or test, or the name of another folder beside them. A plain folder of classes counts as any
     split. Where there is no validation folder, `manifest` tells which photographs training carved out of train.
-    Raises DataError for a split that is not there, and for classes that are not in `classes`."""
+    `subset`: photographs of other classes are left out, with a note.
+
+    Raises DataError for a split that is not there, and for classes that are not in `classes` without `subset`."""
     config = DataConfig(root=source) if split in SPLITS else DataConfig(root=source, test=split)
     listing = list_files(source, config)
     if listing.bad_rows:
@@ -80,9 +87,14 @@ def list_split(
         for path, where, name, size, mtime_ns, inode in zip(*listing.table.to_pydict().values(), strict=True)
         if (path in carved if carved is not None else plain or where == wanted)
     ]
+    notes = list(_notes(listing))
+    if subset:
+        known, others = {*classes, ""}, len(rows)
+        rows = [row for row in rows if row[1] in known]
+        if others := others - len(rows):
+            notes.append(f"left out, of classes that were not trained: {others:,} photographs")
     labels = _labels([name for _, name, _ in rows], classes)
     images = _listed(str(listing.root), [row[0] for row in rows], labels, [row[2] for row in rows], progress)
-    notes = _notes(listing)
     return replace(images, notes=(*notes, *images.notes))
 
 

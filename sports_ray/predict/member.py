@@ -44,6 +44,8 @@ class Member:
     precision: str
     """bf16, fp16 or fp32: in which the run was trained and validated."""
     channels_last: bool
+    subset: bool
+    """Whether it was trained on some of the classes of its photographs (data.classes)."""
     max_pixels: int
     """Images with more are refused as bombs."""
 
@@ -181,6 +183,7 @@ def _member(name: str, store: str, run: str, kind: str, storage: Storage, sideca
             spec=spec,
             precision=settled.get("precision", "fp32"),
             channels_last=bool(record.get("model", {}).get("channels_last", True)),
+            subset=bool(record.get("data", {}).get("classes")),
             max_pixels=int(record.get("data", {}).get("max_pixels", DataConfig().max_pixels)),
         )
     except (KeyError, TypeError) as error:

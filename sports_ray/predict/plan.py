@@ -81,7 +81,8 @@ def plan_evaluation(
     if not data and manifests[0] is None:
         raise ConfigError("no photographs given", want="a folder or a CSV list", cure="--data DIR")
     source = data or (manifests[0].root if manifests[0] else "")
-    images = list_split(source, split, members[0].classes, manifests[0], progress)
+    subset = any(member.subset for member in members)
+    images = list_split(source, split, members[0].classes, manifests[0], progress, subset)
     labels = images.column("label")
     if not any(label >= 0 for label in labels):
         what = f"labelled photographs of {split} in {source}"

@@ -72,6 +72,8 @@ def test_splits_that_are_not_there_and_unknown_classes_are_refused(tmp_path: Pat
         list_split(str(folder), "test", CLASSES)
     with pytest.raises(DataError, match="classes that the members do not know; got 'water polo'"):
         list_split(str(folder), "holdout", CLASSES[:3])
+    some = list_split(str(folder), "holdout", CLASSES[:3], subset=True)
+    assert len(some) == 3 and some.notes == ("left out, of classes that were not trained: 1 photographs",)
     plain = list_split(str(folder / "holdout"), "test", CLASSES)
     assert len(plain) == 4 and set(plain.column("label")) == {0, 1, 2, 3}
 
