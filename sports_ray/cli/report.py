@@ -42,19 +42,25 @@ def report(
       sports-ray report runs/test_resnet-3f9a1c2e --open
       sports-ray report runs/evaluations/5d0c7a9131d24b6c --groups groups.csv
     """
+    page, *plots = write_report(target, store, runs, groups, heat)
+    if as_json:
+        click.echo(json.dumps({"page": page, "plots": plots}))
+    else:
+        click.echo(f"report      {page}")
+        click.echo(f"plots       {len(plots)} PNG files in {page.rpartition('/')[0]}/plots")
+    if show and "://" not in page:
+        click.launch(Path(page).resolve().as_uri())
+    return 0
+
+
+def write_report(
+    target: str, store: str = "runs", runs: Sequence[str] = (), groups: str | None = None, heat: bool = True
+) -> list[str]:
+    """Writes the page of a run or an evaluation and its plots; their paths or addresses, the page first."""
     from sports_ray.report.page import write
 
     page, storage = _page(target, store, runs, groups, heat)
-    written = write(page, storage)
-    place = f"{storage.uri}/{written[0]}"
-    if as_json:
-        click.echo(json.dumps({"page": place, "plots": [f"{storage.uri}/{path}" for path in written[1:]]}))
-    else:
-        click.echo(f"report      {place}")
-        click.echo(f"plots       {len(written) - 1} PNG files in {storage.uri}/plots")
-    if show and "://" not in place:
-        click.launch(Path(place).resolve().as_uri())
-    return 0
+    return [f"{storage.uri}/{path}" for path in write(page, storage)]
 
 
 def _page(target: str, store: str, runs: Sequence[str], groups: str | None, heat: bool) -> tuple[Page, Storage]:

@@ -294,6 +294,7 @@ def test_in_a_browser_the_script_runs_hostile_names_do_not_and_nothing_is_wider_
 
 
 @needs_browser
+@pytest.mark.long
 def test_in_a_browser_the_page_is_light_or_dark_as_the_reader_is(folder: Path, tmp_path: Path) -> None:
     write(evaluation_page(read_evaluation(folder)), open_storage(str(tmp_path)))
     light = {}
