@@ -59,14 +59,14 @@ class BlocksShow:
         done, total = self._done[name], self._to_do.get(name, 0)
         counted, seconds = done - event["images"], now - self._begun
         rate = counted / seconds if counted and seconds > 0 else 0.0
-        words = f"{rate:,.0f} images/s · {duration((total - done) / rate)} left" if rate else ""
-        words += f" · {self._bad:,} bad" if self._bad else ""
+        words = [f"{rate:,.0f} images/s · {duration((total - done) / rate)} left"] if rate else []
+        words += [f"{self._bad:,} bad"] if self._bad else []
         if self._live:
-            self._update(name, done, total, words)
+            self._update(name, done, total, " · ".join(words))
         elif now - self._last >= PLAIN_SECONDS:
             self._last = now
-            share = 100 * done / total if total else 100
-            print(f"{name}: {done:,} of {total:,} images · {share:.0f} % · {words}", file=self._out, flush=True)
+            words = [f"{name}: {done:,} of {total:,} images", f"{100 * done / max(1, total):.0f} %", *words]
+            print(" · ".join(words), file=self._out, flush=True)
         if done >= total:
             self.close()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -50,10 +51,9 @@ def compute_on_ray(
 
     Raises the workers' own error where no retry mends it, TrainingError when the cluster is gone."""
     bounds = _bounds(workers)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray warns of how Ray Data starts actors, on stderr
     import ray
 
-    with ray_cluster(address, log=log, object_store=_store_bytes(jobs)), _settings():
+    with _stderr_to(log), ray_cluster(address, log=log, object_store=_store_bytes(jobs)), _settings():
         ready()
         for job in jobs:
             try:
@@ -137,6 +137,22 @@ def _store_bytes(jobs: Sequence[Job]) -> int:
     sides = [sum(source.size**2 for source in {view.source for view in job.views}) for job in jobs]
     block = max(3 * ROWS * side for side in sides)
     return int(max(OBJECT_STORE_BYTES, min(8 * block, MOST_STORE, 0.25 * available_memory())))
+
+
+@contextmanager
+def _stderr_to(log: Path | None) -> Iterator[None]:
+    """Sends what is written to descriptor 2 to `log`, or nowhere: Ray's C++ code warns there of how Ray Data starts actors."""
+    target = log or Path(os.devnull)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with target.open("ab") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager
