@@ -33,13 +33,13 @@ def _session(one: SessionFacts, added: Mapping[str, Any] | None) -> list[Child]:
     gain: Child = NOTHING
     if added is not None:
         pace = f" {points(added['rate'])} an epoch" if added["rate"] is not None else ""
-        gain = join(percent(added["best"]["score"]), el("small", pace))
+        gain = el("span", percent(added["best"]["score"]), el("small", pace))
     if one.end is None:
         ending: Child = el("span", "killed, or still under way", class_="bad")
     else:
         ending = str(end.get("reason") or "done")
     speed = one.images_per_second
-    commits = join(count(one.commits), el("small", f" {one.stall:.2f} s of stall"))
+    commits = el("span", count(one.commits), el("small", f" {one.stall:.2f} s of stall"))
     return [
         one.number, f"{one.first_step:,} to {one.reached:,}", gain, _machine(start),
         f"{count(start.get('world'))} × {start.get('device', '?')}, {start.get('precision', '?')}",
@@ -50,7 +50,7 @@ def _session(one: SessionFacts, added: Mapping[str, Any] | None) -> list[Child]:
 def _machine(start: Facts) -> Html:
     gpu = start.get("gpu")
     detail = gpu.get("name") if isinstance(gpu, Mapping) else f"{start.get('threads', '?')} threads"
-    return join(str(start.get("host", "?")), el("small", f" {detail}"))
+    return el("span", str(start.get("host", "?")), el("small", f" {detail}"))
 
 
 def photographs(run: RunRecord, title: str = "Photographs") -> Section:

@@ -135,7 +135,7 @@ def test_most_heat_lies_on_the_planted_object(model: tuple[str, nn.Module]) -> N
     share = (cam.heat * mine).sum((1, 2)) / cam.heat.sum((1, 2)).clamp(min=1e-9)
     assert float(share.mean()) > 0.5, f"{float(share.mean()):.2f} of the heat"
     hottest = mine.flatten(1).gather(1, cam.heat.flatten(1).argmax(1)[:, None]).float().mean()
-    assert float(hottest) > 0.7, f"the hottest place of {float(hottest):.2f} of the pictures"
+    assert float(hottest) > 0.6, f"the hottest place of {float(hottest):.2f} of the pictures"
 
 
 def test_of_two_objects_the_heat_lies_on_that_of_the_class_asked_for(model: tuple[str, nn.Module]) -> None:

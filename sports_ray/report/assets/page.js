@@ -68,8 +68,10 @@
     function short(name, most) { return name.length > most ? name.slice(0, most - 1) + "…" : name; }
 
     function show() {
+      const letter = size > 60 ? 5.4 : 7.2;
+      svg.style.maxWidth = Math.round(Math.min(1080, 160 + 56 * size)) + "px";
       width = svg.clientWidth || 1000;
-      margin = Math.round(Math.max(48, Math.min(150, width * 0.2, longest * 5.6 + 10)));
+      margin = Math.round(Math.max(48, Math.min(150, width * 0.24, longest * letter + 12)));
       const field = width - margin - 2;
       side = field / seen;
       left = Math.max(0, Math.min(size - seen, left));
