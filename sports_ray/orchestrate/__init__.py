@@ -9,4 +9,6 @@ monitor   the mailbox between driver and workers, and the end of what a fit has 
 worker    what each Ray worker executes
 predict   one Ray Data pipeline a member; or, without Ray, the same in this process
 predict_worker  what its tasks and actors execute
+nodes     several Ray nodes on one machine, to be killed; for proofs and measurements
+plain     Ray Train as its documentation shows it: what recovery is compared with
 """
