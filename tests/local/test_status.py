@@ -206,9 +206,11 @@ def test_store_is_a_table_and_what_is_no_run_one_clear_line(paused: Path, tmp_pa
 def test_watch_goes_on_until_ctrl_c_and_a_pipe_sees_what_changed(paused: Path, tmp_path: Path, as_json: bool) -> None:
     shutil.copytree(paused, tmp_path / "run")
     command = [sys.executable, "-m", "sports_ray", "status", "--watch", "0.05", str(tmp_path / "run")]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background may ignore it
     with subprocess.Popen(
         command + ["--json"] * as_json, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as watcher:
+        signal.signal(signal.SIGINT, before)
         assert watcher.stdout is not None and watcher.stderr is not None
         seen = ""
         while "step 2" not in seen and '"step": 2' not in seen and "2 of 4" not in seen:
