@@ -110,7 +110,9 @@ def read_only(store: Path, run: Running) -> Iterator[str]:
     """Mounted anew, read-only, where that may be; else the folders lose their write permission, which binds all but root."""
     if os.path.ismount(store.parent):
         subprocess.run(["mount", "--bind", store, store], check=True)
-        subprocess.run(["mount", "-o", "remount,bind,ro", store], check=True)
+        read_only_now = ["mount", "-o", "remount,bind,ro", store]
+        # Busy, while a file is open for writing.
+        assert run.wait_until(lambda: subprocess.run(read_only_now, capture_output=True).returncode == 0)
         yield "EROFS"
         subprocess.run(["umount", "--lazy", store], check=True)
         return
