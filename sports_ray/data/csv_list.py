@@ -9,6 +9,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, NamedTuple
 
+from sports_ray.data.files import Folder
 from sports_ray.data.listing import VAL_NAMES, Entry, Listing, table_of
 from sports_ray.errors import DataError
 
@@ -52,7 +53,7 @@ def read_csv_list(path: Path, config: DataConfig) -> Listing:
         if entry.split:
             entries.append(entry)
     folders = {split: "" for split in sorted({entry.split for entry in entries})}
-    return Listing(root, path, table_of(entries), folders, bad_rows=tuple(bad))
+    return Listing(root, path, Folder(str(root)), table_of(entries), folders, bad_rows=tuple(bad))
 
 
 def _read(path: Path) -> tuple[list[str], list[_Row]]:

@@ -35,6 +35,9 @@ def all_facts(
     import numpy as np
     import pyarrow as pa
 
+    ids = listing.table.column("id")
+    if (known := listing.files.facts(ids.to_pylist(), max_pixels)) is not None:
+        return known
     place = _place(listing, max_pixels, cache_dir)
     remembered = _recall(place)
     match = _match(listing.table, remembered)
@@ -70,7 +73,7 @@ def _inspect_all(
 
     def work(start: int) -> list[tuple[int, Facts]]:
         part = zip(rows[start : start + _CHUNK].tolist(), ids[start : start + _CHUNK], strict=True)
-        return [(row, inspect(os.path.join(listing.root, name), max_pixels)) for row, name in part]
+        return [(row, inspect(listing.files, name, max_pixels)) for row, name in part]
 
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from sports_ray.data.files import Files
 
 SUFFIXES = {
     "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -58,16 +60,23 @@ _MAGIC = {
 }
 
 
-def inspect(path: Path | str, max_pixels: int) -> Facts:
+def inspect(files: Files, path: str, max_pixels: int) -> Facts:
     """Read and decode a whole file, exactly as training will; what is wrong is a fault in the answer, no exception."""
+    from sports_ray.data.near import FLAT
+
+    try:
+        data = files.read(path)
+    except OSError as error:
+        return Facts("", 0, 0, FLAT, "", "unreadable", str(error))
+    return inspect_bytes(data, max_pixels)
+
+
+def inspect_bytes(data: bytes, max_pixels: int) -> Facts:
+    """As `inspect`, of a file's bytes."""
     from sports_ray.data.decode import open_image
     from sports_ray.data.near import FLAT, phash
     from sports_ray.errors import DataError
 
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        return Facts("", 0, 0, FLAT, "", "unreadable", str(error))
     sha256, kind = hashlib.sha256(data).hexdigest(), sniff(data)
     width = height = 0
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from sports_ray.data.files import REMOTE, Files, Folder
 from sports_ray.data.inspect import FORMAT_OF
 from sports_ray.errors import DataError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 VAL_NAMES = ("val", "valid", "validation")
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
-_LAYOUT = "a folder with train/ (and val/, test/), a folder of class folders, or a CSV list"
+_LAYOUT = "a folder with train/ (and val/, test/), a folder of class folders, a CSV list, or a pack of one of these"
 
 
 class Entry(NamedTuple):
@@ -37,10 +38,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    root: Path
-    """Resolved; what ids are relative to."""
-    source: Path
-    """The folder or the CSV file."""
+    root: Path | str
+    """Resolved, or the address of a pack; what ids are relative to."""
+    source: Path | str
+    """The folder, the CSV file or the pack."""
+    files: Files
+    """Their bytes."""
     table: pa.Table
     """Columns of Entry, sorted by id."""
     folders: dict[str, str]
@@ -56,16 +59,28 @@ class Listing:
 
 
 def list_files(source: str | Path, config: DataConfig) -> Listing:
-    """List a folder tree or a CSV list. Raises DataError where there is nothing that could be listed."""
+    """List a folder tree, a CSV list or a pack. Raises DataError where there is nothing that could be listed."""
     from sports_ray.data.csv_list import read_csv_list
 
     if not str(source):
         raise DataError("no data given", want=_LAYOUT, cure="name it with --data DIR or --set data.root=DIR")
+    if is_pack(source):
+        from sports_ray.data.pack import list_pack, open_pack
+
+        return list_pack(open_pack(str(source), config), config)
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError("data not found", got=path, want=_LAYOUT, cure=_nearest(path))
     path = path.resolve()
     return _list_tree(path, config) if path.is_dir() else read_csv_list(path, config)
+
+
+def is_pack(source: str | Path) -> bool:
+    """Whether a source is a pack, finished or not. At an address there can be nothing else."""
+    if str(source).startswith(REMOTE):
+        return True
+    path = Path(source).expanduser()
+    return (path / "PACK.json").is_file() or (path / "shards").is_dir() and (path / "parts").is_dir()
 
 
 def split_folders(names: set[str], config: DataConfig) -> dict[str, str]:
@@ -123,7 +138,20 @@ def _list_tree(root: Path, config: DataConfig) -> Listing:
     entries = [entry for found, _ in answers for entry in found]
     empty = [(split, name) for (split, name, _), (found, _) in zip(jobs, answers, strict=True) if name and not found]
     odd = [name for _, names in answers for name in names]
-    return Listing(root, root, table_of(entries), dict(places), tuple(sorted(empty)), tuple(sorted(odd)), passed_over)
+    return Listing(
+        root, root, Folder(str(root)), table_of(entries), dict(places), tuple(sorted(empty)), tuple(sorted(odd)), passed_over
+    )
+
+
+def list_whole_tree(root: Path) -> tuple[Listing, dict[str, list[str]]]:
+    """All files that some setting of DataConfig would list, without split or class; and the folders: {top: [below it]}."""
+    tops = _subfolders(root)
+    with ThreadPoolExecutor(min(32, len(tops) + 1)) as pool:
+        answers = list(pool.map(lambda top: _files(root, "", top, top), ["", *tops]))
+    entries = [entry._replace(name="") for found, _ in answers for entry in found]
+    odd = tuple(sorted(name for _, names in answers for name in names))
+    listing = Listing(root, root, Folder(str(root)), table_of(entries), {}, unreadable_names=odd)
+    return listing, {top: _subfolders(root / top) for top in tops}
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -57,7 +57,7 @@ def check_listing(listing: Listing, config: DataConfig) -> None:
         )
     splits, names = (np.array(listing.table.column(key).to_pylist()) for key in ("split", "name"))
     if not ((splits == "train") & (names != "")).any():
-        folder = listing.root / listing.folders["train"]
+        folder = f"{listing.root}/{listing.folders['train']}".rstrip("/")
         raise DataError(f"no class folder with images in {folder}", want="one folder for each class")
 
 

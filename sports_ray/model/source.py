@@ -114,7 +114,8 @@ def fetch_pretrained(name: str) -> tuple[str, Path]:
     """
     cfg = pretrained_cfg(name)
     what = f"pretrained weights of {name}"
-    if not cfg.has_weights or cfg.custom_load:
+    # timm's own way to load (`custom_load`, of .npz files) is for its old addresses; the hub has these as safetensors.
+    if not cfg.has_weights or (cfg.custom_load and not cfg.hf_hub_id):
         raise WeightsError(what, got="none that can be checked", want="a model with weights", cure=WITHOUT_HUB)
     origin = cfg.hf_hub_id or (cfg.url if isinstance(cfg.url, str) else "")
     try:

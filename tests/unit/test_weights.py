@@ -242,13 +242,18 @@ def test_timms_filter_is_found_without_loading_anything() -> None:
     assert timm.models._builder.load_pretrained is timm.models.load_pretrained  # put back
 
 
+OLD = "flexivit_small.300ep_in1k"
+"""A model whose first address was an .npz file; the hub has it as safetensors."""
+
+
 class _Hub(BaseHTTPRequestHandler):
     """As much of the hub as a download needs: one file, its etag and its commit."""
 
     content = b""
 
     def do_HEAD(self) -> None:
-        found = self.path.startswith("/timm/test_resnet.r160_in1k/") and self.path.endswith("/model.safetensors")
+        repo, _, file = self.path.removeprefix("/timm/").partition("/resolve/main/")
+        found = repo in ("test_resnet.r160_in1k", OLD) and file == "model.safetensors"
         self.send_response(200 if found else 404)
         if found:
             self.send_header("ETag", f'"{hashlib.sha256(self.content).hexdigest()}"')
@@ -309,6 +314,13 @@ def test_auto_takes_the_hubs_weights_with_a_new_head_and_the_cache_serves_them_o
     assert "conv1.0.weight" in _differing(model, start)
     _point_at("http://127.0.0.1:9", monkeypatch)
     assert load_weights(_model(), "auto", "test_resnet") == report
+
+
+def test_model_with_an_old_address_is_taken_from_the_hub(hub: ThreadingHTTPServer, saved: Path) -> None:
+    config = timm.get_pretrained_cfg(OLD)
+    assert config is not None and config.custom_load and str(config.url).endswith(".npz")
+    origin, file = source.fetch_pretrained(OLD)
+    assert (origin, file.read_bytes()) == (f"timm/{OLD}", saved.read_bytes())
 
 
 def test_unreachable_hub_is_an_error_at_once_with_the_cure(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
