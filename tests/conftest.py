@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes a file stays in one, and Ray's clusters stay in one: they wait for each other's cores."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "cluster" else f"{folder}/{item.path.stem}"))
+
+
 @pytest.fixture(scope="session")
 def photographs() -> Path:
     """Folder of real sports photographs, from SPORTS_RAY_PHOTOS or beside the checkout; skips where it is absent."""

@@ -161,3 +161,12 @@ def left_half_written(config: TrainConfig) -> list[Path]:
     """Temporary files below a run; those of its lease, which another driver may be writing at any time, do not count."""
     folder = Path(config.store.root) / config.store.run
     return [path for path in folder.rglob("*.tmp") if "lease" not in str(path.relative_to(folder))]
+
+
+def exit_code(function: Any, *arguments: Any) -> int:
+    """Exit code of a child that ran `function`."""
+    process = FORKS.Process(target=function, args=arguments)
+    process.start()
+    process.join(100)
+    assert process.exitcode is not None, "the child hangs"
+    return process.exitcode

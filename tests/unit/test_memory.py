@@ -13,10 +13,11 @@ from sports_ray.engine.memory import settled_objects
 PAGES = 12_000
 AGAIN = f"""
 import resource, sys, threading
-from sports_ray.engine.memory import keep_freed_memory
 
-kept = sys.argv[1] == "kept"
-assert not kept or keep_freed_memory()
+if sys.argv[1] == "kept":
+    from sports_ray.engine.memory import keep_freed_memory
+
+    assert keep_freed_memory()
 
 def fill():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
