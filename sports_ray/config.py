@@ -123,6 +123,10 @@ class DataConfig(Checked):
     """Processes that decode and augment, for each worker; -1: chosen from the cores, 0: in the training process."""
     cache_gb: float = -1.0
     """Memory in GiB, a worker, for decoded images; -1: a tenth of what is free, shared by a machine's workers, 0: none."""
+    pack_cache: str = ""
+    """Folder of each machine where packs from s3:// and gs:// are kept; empty: sports-ray/packs in the user's cache."""
+    pack_cache_gb: float = -1.0
+    """Most GiB of packs kept there, the least recently used go first; -1: nine tenths of what its disk has room for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +315,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "data.max_bad_fraction": (0, 1),
     "data.max_pixels": (1, INFINITE),
     "data.loader_processes": (-1, 256),
+    "data.pack_cache_gb": (-1, INFINITE),
     "model.drop_path": (0, 0.99),
     "model.drop": (0, 0.99),
     "augment.hflip": (0, 1),

@@ -25,6 +25,8 @@ NOT_IDENTITY = frozenset(
         "data.root",
         "data.loader_processes",
         "data.cache_gb",
+        "data.pack_cache",
+        "data.pack_cache_gb",
         "loop.eval_batch",
         "loop.epochs",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import tempfile
 import time
@@ -16,6 +17,7 @@ import torch
 from sports_ray.bench.figure import Figure, Say, median, ratio, take_turns
 from sports_ray.bench.photos import enlarged, listed, photographs
 from sports_ray.config import AugmentConfig, DataConfig, ImageSpec
+from sports_ray.data.files import open_files
 from sports_ray.data.loader import Request, stream
 from sports_ray.data.manifest import Manifest
 from sports_ray.data.order import spans, steps_per_epoch
@@ -168,11 +170,11 @@ class _Reader:
 
     def __init__(self, manifest: Manifest) -> None:
         rows = manifest.rows("train")
-        self._paths = [Path(manifest.root) / path for path in rows.column("path").to_pylist()]
+        self._files, self._paths = open_files(manifest.root), rows.column("path").to_pylist()
         self._labels = rows.column("label").to_pylist()
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return open(self._paths[index], "rb"), self._labels[index]
+        return io.BytesIO(self._files.read(self._paths[index])), self._labels[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from PIL import Image
 from sports_ray.bench.figure import Say
 from sports_ray.config import DataConfig
 from sports_ray.data.demo import draw_demo
+from sports_ray.data.files import open_files
 from sports_ray.data.manifest import Manifest, build_manifest
 
 
@@ -30,12 +32,13 @@ def listed(root: Path, folder: Path) -> Manifest:
 def enlarged(manifest: Manifest, folder: Path, count: int, width: int = 1024, height: int = 768) -> Manifest:
     """At most `count` training photographs, blown up to width x height px, as JPEGs of quality 90 in `folder`."""
     folder.mkdir(parents=True)
+    files = open_files(manifest.root)
     rows = manifest.rows("train")
     count = min(count, rows.num_rows)
     chosen = rows.take([index * rows.num_rows // count for index in range(count)])
     names = [f"{index:05d}.jpg" for index in range(chosen.num_rows)]
     for name, path in zip(names, chosen.column("path").to_pylist(), strict=True):
-        with Image.open(Path(manifest.root) / path) as image:
+        with Image.open(io.BytesIO(files.read(path))) as image:
             large = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
         large.save(folder / name, quality=90)
     columns = {
@@ -49,7 +52,9 @@ def enlarged(manifest: Manifest, folder: Path, count: int, width: int = 1024, he
 
 
 def linked(manifest: Manifest, folder: Path, count: int) -> Path:
-    """At most `count` training photographs, evenly chosen, as links in a tree train/CLASS/FILE that all sides read."""
+    """At most `count` training photographs, evenly chosen, as links (of a pack: files) in a tree train/CLASS/FILE that all
+    sides read."""
+    files = open_files(manifest.root)
     rows = manifest.rows("train")
     count = min(count, rows.num_rows)
     chosen = rows.take([index * rows.num_rows // count for index in range(count)])
@@ -57,5 +62,9 @@ def linked(manifest: Manifest, folder: Path, count: int) -> Path:
     for index, (path, label) in enumerate(pairs):
         link = folder / "train" / f"{label:05d}" / f"{index:07d}{Path(path).suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(Path(manifest.root) / path)
+        original = Path(manifest.root) / path
+        if original.exists():
+            link.symlink_to(original)
+        else:
+            link.write_bytes(files.read(path))
     return folder

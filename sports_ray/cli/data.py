@@ -23,6 +23,7 @@ def data() -> None:
     \b
     sports-ray data demo drawn --classes 6     draw a small set
     sports-ray data scan drawn                 is it sound?
+    sports-ray data pack drawn packed          a few large files in place of many small ones
     """
 
 
@@ -120,6 +121,50 @@ def _words(finding: Finding, item: tuple[str, ...]) -> str:
     if finding.kind == "similar-names":
         return " ~ ".join(repr(name) for name in item)
     return sign.get(finding.kind, ": ").join(item)
+
+
+@data.command()
+@click.argument("source", metavar="DIR")
+@click.argument("out", metavar="OUT")
+@click.option("--short-side", default=0, metavar="PX", help="Encode larger photographs anew at this short side.")
+@click.option("--shard-mb", default=64, show_default=True, metavar="N", help="Most MB of photographs in a file.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
+def pack(source: str, out: str, short_side: int, shard_mb: int, as_json: bool) -> None:
+    """Pack DIR (a folder, a CSV list or a pack) into OUT, a folder or an s3:// or gs:// address.
+
+    Every command takes the pack where it takes a folder of photographs: --data OUT. Without --short-side the bytes are
+    those of the files, and a run that was begun on the folder goes on with the pack. From s3:// and gs:// each machine
+    fetches a pack once (--set data.pack_cache=DIR, data.pack_cache_gb=N). Killed, the same command goes on.
+
+    \b
+    sports-ray data pack photos packed
+    sports-ray data pack photos s3://bucket/photos-256 --short-side 256
+    sports-ray train --data s3://bucket/photos-256 --model convnext_large
+    """
+    from sports_ray.data.pack_write import write_pack
+
+    with _bar("reading") as inspecting, _bar("packing") as packing:
+        report = write_pack(
+            source, out, short_side=short_side, shard_mb=shard_mb, inspecting=inspecting, packing=packing
+        )
+    record, shards = report.record, len(report.record.shards)
+    if as_json:
+        facts = {"out": report.out, "images": record.images, "splits": record.splits, "classes": len(record.classes)}
+        facts |= {"shards": shards, "made": report.made, "bytes": record.size, "short_side": short_side}
+        click.echo(json.dumps(facts | {"fingerprint": record.fingerprint or None, "refused": record.refused or None}))
+        return
+    splits = " · ".join(f"{count:,} {split}" for split, count in record.splits.items())
+    others = record.images - sum(record.splits.values())
+    more = f" · {others:,} in other folders" if others else ""
+    there = f", {shards - report.made:,} of them made before" if report.made < shards else ""
+    click.echo(f"packed      {splits}{more} · {len(record.classes)} classes")
+    click.echo(f"shards      {shards:,}, {record.size / 1e6:,.1f} MB in all{there}")
+    if record.refused:
+        click.echo(f"!           training would refuse them: {record.refused}")
+    else:
+        same = f"encoded anew at {short_side} px where they were larger" if short_side else "that of the photographs"
+        click.echo(f"data        {record.fingerprint[:12]}, {same}")
+    click.echo(f"next        sports-ray train --data {_quoted(out)} ...")
 
 
 @contextlib.contextmanager

@@ -35,8 +35,7 @@ def all_facts(
     import numpy as np
     import pyarrow as pa
 
-    ids = listing.table.column("id")
-    if (known := listing.files.facts(ids.to_pylist(), max_pixels)) is not None:
+    if (known := listing.files.facts(listing.table.column("id"), max_pixels)) is not None:
         return known
     place = _place(listing, max_pixels, cache_dir)
     remembered = _recall(place)

@@ -65,7 +65,8 @@ def list_files(source: str | Path, config: DataConfig) -> Listing:
     if not str(source):
         raise DataError("no data given", want=_LAYOUT, cure="name it with --data DIR or --set data.root=DIR")
     if is_pack(source):
-        from sports_ray.data.pack import list_pack, open_pack
+        from sports_ray.data.pack import open_pack
+        from sports_ray.data.pack_list import list_pack
 
         return list_pack(open_pack(str(source), config), config)
     path = Path(source).expanduser()
@@ -80,7 +81,7 @@ def is_pack(source: str | Path) -> bool:
     if str(source).startswith(REMOTE):
         return True
     path = Path(source).expanduser()
-    return (path / "PACK.json").is_file() or (path / "shards").is_dir() and (path / "parts").is_dir()
+    return (path / "PACK.json").is_file() or (path / "parts" / "00000.arrow").is_file()
 
 
 def split_folders(names: set[str], config: DataConfig) -> dict[str, str]:
@@ -139,7 +140,14 @@ def _list_tree(root: Path, config: DataConfig) -> Listing:
     empty = [(split, name) for (split, name, _), (found, _) in zip(jobs, answers, strict=True) if name and not found]
     odd = [name for _, names in answers for name in names]
     return Listing(
-        root, root, Folder(str(root)), table_of(entries), dict(places), tuple(sorted(empty)), tuple(sorted(odd)), passed_over
+        root,
+        root,
+        Folder(str(root)),
+        table_of(entries),
+        dict(places),
+        tuple(sorted(empty)),
+        tuple(sorted(odd)),
+        passed_over,
     )
 
 

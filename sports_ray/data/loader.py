@@ -23,6 +23,7 @@ from sports_ray.config import AugmentConfig, DataConfig, ImageSpec
 from sports_ray.data import augment as augmentation
 from sports_ray.data.cache import PixelCache, budget_bytes
 from sports_ray.data.decode import open_image
+from sports_ray.data.files import open_files
 from sports_ray.data.order import order
 from sports_ray.data.pool import Pool
 from sports_ray.errors import DataError
@@ -120,11 +121,11 @@ class Reader:
         augmentation.check(augment)
         self._augment, self._spec, self._seed = augment, spec, seed
         self._max_pixels = data.max_pixels
+        # Before the fork: all processes of this worker map the same files, and one fetches what has to be fetched.
+        self._files = open_files(manifest.root, data)
+        self._files.fetch()
         tables = {split: manifest.rows(split) for split in ("train", "val")}
-        self._paths = {
-            split: [os.path.join(manifest.root, path) for path in table.column("path").to_pylist()]
-            for split, table in tables.items()
-        }
+        self._paths = {split: table.column("path") for split, table in tables.items()}
         self._labels = {split: table.column("label").to_numpy().astype(np.int64) for split, table in tables.items()}
         self._sizes = {
             split: np.stack([table.column(side).to_numpy().astype(np.int64) for side in ("width", "height")], axis=1)
@@ -180,18 +181,19 @@ class Reader:
         return augmentation.apply(torch.from_numpy(kept).permute(2, 0, 1), params, self._spec, shrink).numpy()
 
     def _decoded(self, split: str, row: int, shrink: int = 1) -> Tensor:
-        path = self._paths[split][row]
+        path = self._paths[split][row].as_py()
         try:
-            with open(path, "rb", buffering=0) as file:
-                image = open_image(file.read(), max_pixels=self._max_pixels)
+            image = open_image(self._files.read(path), max_pixels=self._max_pixels)
             found, listed = [image.width, image.height], self._sizes[split][row].tolist()
             if found != listed:
                 raise DataError("the photograph has changed", f"{found} px", f"{listed} px", "scan the folder again")
             return image.pixels(shrink)
         except OSError as error:
-            raise DataError(path, got=error.strerror, want="a readable file", cure="put it back, then resume") from None
+            where, cure = os.path.join(self._files.root, path), "put it back, then resume"
+            raise DataError(where, got=error.strerror, want="a readable file", cure=cure) from None
         except DataError as error:
-            raise DataError(f"{path}: {error.what}", error.got, error.want, error.cure) from None
+            where = os.path.join(self._files.root, path)
+            raise DataError(f"{where}: {error.what}", error.got, error.want, error.cure) from None
 
     def _new_cache(self, budget: int) -> PixelCache:
         """Slots for validation images, ready for the model; then for each training image as decoded, at each scale that

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from sports_ray.config import DataConfig
+    from sports_ray.data.listing import Listing
 
 COLUMNS = ("id", "path", "label", "split", "sha256", "width", "height")
 
@@ -22,7 +23,7 @@ COLUMNS = ("id", "path", "label", "split", "sha256", "width", "height")
 @dataclass(frozen=True)
 class Manifest:
     root: str
-    """Absolute; the files' paths start here."""
+    """Absolute, or the address of a pack; the files' paths start here (files.open_files)."""
     classes: tuple[str, ...]
     """Sorted names; a label is a place in them."""
     table: pa.Table
@@ -90,15 +91,26 @@ def build_manifest(
 
     Raises DataError for all that `config` does not allow to train on: bad rows of a list, classes missing on one side,
     too many broken files, leaks."""
+    from sports_ray.data.listing import list_files
+
+    return manifest_of(list_files(config.root, config), config, progress=progress, cache_dir=cache_dir)
+
+
+def manifest_of(
+    listing: Listing,
+    config: DataConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    cache_dir: Path | None = None,
+) -> Manifest:
+    """As `build_manifest`, of photographs that are listed already."""
     import numpy as np
     import pyarrow as pa
 
     from sports_ray.data import rules
     from sports_ray.data.facts import all_facts
-    from sports_ray.data.listing import list_files
     from sports_ray.data.split import carve, uncarved
 
-    listing = list_files(config.root, config)
     rules.check_listing(listing, config)
     listing, classes = rules.select_classes(listing, config)
     facts = all_facts(listing, config.max_pixels, progress, cache_dir)

@@ -87,13 +87,18 @@ def scan(
     progress: Callable[[int, int], None] | None = None,
     cache_dir: Path | None = None,
 ) -> ScanReport:
-    """Decode every file of a folder or CSV list and report; `progress` and `cache_dir` as in build_manifest.
+    """Decode every file of a folder or CSV list, or read every byte of a pack, and report.
 
-    Raises DataError only for a source that cannot be listed at all."""
+    `progress` and `cache_dir` as in build_manifest.
+
+    Raises DataError only for a source that cannot be listed at all, and for a damaged pack."""
     from sports_ray.data.facts import all_facts
     from sports_ray.data.listing import list_files
+    from sports_ray.data.pack import Pack
 
     listing = list_files(source, config)
+    if isinstance(listing.files, Pack):  # what is told of its photographs holds for the bytes that were packed
+        listing.files.check()
     facts = all_facts(listing, config.max_pixels, progress, cache_dir)
     columns = {**listing.table.to_pydict(), **facts.to_pydict()}
     numbers = {"width": np.int64, "height": np.int64, "phash": np.uint64}

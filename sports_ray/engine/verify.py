@@ -4,7 +4,6 @@ and that training can go on: re-reads every byte, and loads the newest commit in
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from sports_ray.config import TrainConfig
+from sports_ray.data.files import open_files
 from sports_ray.data.manifest import Manifest
 from sports_ray.engine.learner import Progress, build_learner
 from sports_ray.engine.ledger import Ledger, expected
@@ -57,11 +57,10 @@ def verify_run(run_dir: RunDir, config: TrainConfig, manifest: Manifest, fingerp
 
 def verify_photographs(manifest: Manifest) -> Iterator[Finding]:
     """Reads each photograph again; the last finding counts them."""
-    table, wrong = manifest.table, 0
+    table, files, wrong = manifest.table, open_files(manifest.root), 0
     for path, digest in zip(table.column("path").to_pylist(), table.column("sha256").to_pylist(), strict=True):
         try:
-            with open(os.path.join(manifest.root, path), "rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == digest
+            same = hashlib.sha256(files.read(path)).hexdigest() == digest
             reason = "other bytes than the run was started with"
         except OSError as error:
             same, reason = False, f"{error.strerror}"

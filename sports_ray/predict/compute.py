@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from sports_ray.config import ImageSpec
 from sports_ray.data.augment import evaluate
 from sports_ray.data.decode import open_image
+from sports_ray.data.files import Files as Photographs
+from sports_ray.data.files import open_files
 from sports_ray.errors import DataError
 from sports_ray.predict.blocks import UNREAD, Shelf
 from sports_ray.predict.images import Images
@@ -37,11 +39,13 @@ Pixels = dict[Source, NDArray[np.uint8]]
 
 
 class Files(NamedTuple):
-    """Photographs to be read: absolute path, sha256 when it was listed, and what was wrong with it then, of each."""
+    """Photographs to be read: path, sha256 when it was listed, and what was wrong with it then, of each."""
 
     paths: list[str]
     sha256: list[str]
     errors: list[str | None]
+    root: str = ""
+    """Where the paths start, as `open_files` knows it; empty: they are absolute."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Job:
     def files(self, start: int, stop: int) -> Files:
         part = self.images.table.slice(start, stop - start)
         paths, digests, errors = (part.column(name).to_pylist() for name in ("path", "sha256", "error"))
-        return Files([os.path.join(self.images.root, path) for path in paths], digests, errors)
+        return Files(paths, digests, errors, self.images.root)
 
     def views_of(self, block: int) -> list[View]:
         return [view for view in self.views if view.name in self.missing[block]]
@@ -85,11 +89,12 @@ def decode_files(
     pixels = {source: np.zeros((count, 3, source.size, source.size), np.uint8) for source in sources}
     specs = {source: source_spec(source, spec) for source in sources}
     errors: list[str | None] = list(files.errors)
+    photographs = open_files(files.root)
     for place, (path, digest) in enumerate(zip(files.paths, files.sha256, strict=True)):
         if errors[place] is not None:
             continue
         try:
-            image = open_image(_read(path, digest), max_pixels=max_pixels).pixels()
+            image = open_image(_read(photographs, path, digest), max_pixels=max_pixels).pixels()
             for source in sources:
                 np.copyto(pixels[source][place], evaluate(image, specs[source], source.size).numpy())
         except DataError as error:
@@ -105,10 +110,9 @@ def _words(error: DataError) -> str:
     return _ADDRESS.sub("", text)
 
 
-def _read(path: str, digest: str) -> bytes:
+def _read(photographs: Photographs, path: str, digest: str) -> bytes:
     try:
-        with open(path, "rb", buffering=0) as file:
-            data = file.read()
+        data = photographs.read(path)
     except OSError as error:
         raise DataError(f"{UNREAD}{error.strerror}") from None
     if hashlib.sha256(data).hexdigest() != digest:

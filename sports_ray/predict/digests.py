@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from sports_ray.data.files import Files, open_files
 from sports_ray.data.inspect import sniff
 
 Progress = Callable[[int, int], None]
@@ -37,7 +38,10 @@ def digests(
     """A digest for each path below `root`, read on all cores where it is not remembered; never raises for a file.
 
     `progress(done, total)` is told of the files being read. Remembered in `home`, by default $XDG_CACHE_HOME/sports-ray
-    or ~/.cache/sports-ray; a damaged or unwritable memory costs time and nothing else."""
+    or ~/.cache/sports-ray; a damaged or unwritable memory costs time and nothing else. A pack knows them without reading."""
+    files = open_files(root)
+    if (packed := _packed(files, paths, stats)) is not None:
+        return packed
     place = _place(root, home)
     known = _recall(place)
     found = {
@@ -46,18 +50,30 @@ def digests(
     found = {path: one for path, one in found.items() if one.sha256}
     unknown = [(path, stat) for path, stat in zip(paths, stats, strict=True) if path not in found]
     if unknown:
-        _read_all(root, unknown, found, progress)
+        _read_all(files, unknown, found, progress)
         # Of another selection of the same folder: kept as well.
         _remember(place, {**known, **found})
     return [found[path] for path in paths]
 
 
+def _packed(files: Files, paths: Sequence[str], stats: Sequence[Digest]) -> list[Digest] | None:
+    import pyarrow as pa
+
+    facts = files.facts(pa.chunked_array([pa.array(paths, pa.string())]))
+    if facts is None:
+        return None
+    known = zip(facts.column("sha256").to_pylist(), facts.column("format").to_pylist(), strict=True)
+    return [
+        stat._replace(sha256=digest, is_image=bool(kind)) for stat, (digest, kind) in zip(stats, known, strict=True)
+    ]
+
+
 def _read_all(
-    root: str, unknown: list[tuple[str, Digest]], found: dict[str, Digest], progress: Progress | None
+    files: Files, unknown: list[tuple[str, Digest]], found: dict[str, Digest], progress: Progress | None
 ) -> None:
     def work(start: int) -> list[tuple[str, Digest]]:
         part = unknown[start : start + _CHUNK]
-        return [(path, _read(os.path.join(root, path), stat)) for path, stat in part]
+        return [(path, _read(files, path, stat)) for path, stat in part]
 
     done = 0
     with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
@@ -68,10 +84,9 @@ def _read_all(
                 progress(done, len(unknown))
 
 
-def _read(path: str, stat: Digest) -> Digest:
+def _read(files: Files, path: str, stat: Digest) -> Digest:
     try:
-        with open(path, "rb", buffering=0) as file:
-            data = file.read()
+        data = files.read(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return stat._replace(error=f"cannot be read: {reason}")

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sports_ray.config import DataConfig
+from sports_ray.data.files import GONE, Files, open_files
 from sports_ray.data.inspect import FORMAT_OF
-from sports_ray.data.listing import Listing, list_files
+from sports_ray.data.listing import Listing, is_pack, list_files
+from sports_ray.data.pack import open_pack
 from sports_ray.errors import DataError
 from sports_ray.predict.digests import Digest, Progress, digests
 
@@ -103,8 +105,8 @@ def manifest_split(manifest: Manifest, split: str, root: str, progress: Progress
     rows = manifest.rows(split)
     paths, labels, before = (rows.column(name).to_pylist() for name in ("path", "label", "sha256"))
     first = next(iter(paths), "")
-    where = root if os.path.isfile(os.path.join(root, first)) else manifest.root
-    stats = [_stat(os.path.join(where, path)) for path in paths]
+    where = root if open_files(root).state(first) != GONE else manifest.root
+    stats = _stats(open_files(where), paths)
     images = _listed(where, paths, labels, stats, progress, keep=True)
     changed = [path for path, then, now in zip(paths, before, images.digests(), strict=True) if then != now]
     if changed:
@@ -117,6 +119,10 @@ def list_images(source: str, progress: Progress | None = None) -> tuple[Images, 
 
     Files that cannot be read get a row too. Raises DataError where there is nothing."""
     path = Path(source).expanduser()
+    if is_pack(source):
+        pack = open_pack(source)
+        found = [one for one in pack.ids if _called_image(one)]
+        return _listed(pack.root, found, [-1] * len(found), _stats(pack, found), progress, keep=True), list(found)
     if not path.exists():
         raise DataError("images not found", got=path, want="a folder of images, or a CSV list with a column path")
     path = path.resolve()
@@ -130,7 +136,7 @@ def list_images(source: str, progress: Progress | None = None) -> tuple[Images, 
         found, names = [row.path for row in named], [row.name for row in named]
     if not found:
         raise DataError(f"no image in {path}", want=", ".join(sorted(FORMAT_OF)))
-    stats = [_stat(os.path.join(root, one)) for one in found]
+    stats = _stats(open_files(str(root)), found)
     return _listed(str(root), found, [-1] * len(found), stats, progress, keep=True), names
 
 
@@ -176,12 +182,8 @@ def _walk(root: Path) -> Iterable[str]:
                 yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
 
 
-def _stat(path: str) -> Digest:
-    try:
-        stat = os.stat(path)
-    except (OSError, ValueError):
-        return Digest(-1, 0, 0)
-    return Digest(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+def _stats(files: Files, paths: Sequence[str]) -> list[Digest]:
+    return [Digest(*files.state(path)) for path in paths]
 
 
 def _called_image(name: str) -> bool:

@@ -1,0 +1,85 @@
+"""Where the bytes of photographs come from: a folder, or a pack of them. All others know a root and paths below it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from sports_ray.config import DataConfig
+
+REMOTE = ("s3://", "gs://")
+"""Addresses at which a pack may lie."""
+
+
+class State(NamedTuple):
+    """What tells whether a file is the one that was read before."""
+
+    size: int
+    """Bytes; -1: there is no such file."""
+    mtime_ns: int
+    inode: int
+
+
+GONE = State(-1, 0, 0)
+
+
+class Files(Protocol):
+    """Photographs below a root; paths are relative to it, with '/', or absolute where a CSV row lies outside."""
+
+    @property
+    def root(self) -> str:
+        """A folder, or the address of a pack."""
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file. Raises OSError if it cannot be read, DataError for a damaged pack."""
+
+    def state(self, path: str) -> State: ...
+
+    def facts(self, paths: pa.ChunkedArray, max_pixels: int | None = None) -> pa.Table | None:
+        """Columns of `inspect.Facts` where they are known without reading the files; None: inspect them.
+
+        max_pixels: the limit that they have to hold for; None: any."""
+
+    def fetch(self) -> None:
+        """Brings all bytes to this machine before they are needed at random."""
+
+
+def open_files(root: str, config: DataConfig | None = None) -> Files:
+    """The photographs of a root, as a manifest names it. `config` tells where packs from afar are kept, by default in the
+    user's cache. Raises DataError for a pack that is damaged or not finished, StorageError if it cannot be reached."""
+    if root.startswith(REMOTE) or os.path.isfile(os.path.join(root, "PACK.json")):
+        from sports_ray.data.pack import open_pack
+
+        return open_pack(root, config)
+    return Folder(root)
+
+
+class Folder:
+    """Files of a disk. See `Files`."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    @property
+    def root(self) -> str:
+        return self._root
+
+    def read(self, path: str) -> bytes:
+        with open(os.path.join(self._root, path), "rb", buffering=0) as file:
+            return file.read()
+
+    def state(self, path: str) -> State:
+        try:
+            stat = os.stat(os.path.join(self._root, path))
+        except (OSError, ValueError):
+            return GONE
+        return State(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+    def facts(self, paths: pa.ChunkedArray, max_pixels: int | None = None) -> pa.Table | None:
+        return None
+
+    def fetch(self) -> None:
+        return
