@@ -277,6 +277,8 @@ class ClusterConfig(Checked):
     """Ray cluster to join; auto: a running one if RAY_ADDRESS is set, else a local one of its own."""
     cpus_per_worker: float = 0.0
     """CPUs that Ray reserves for a worker; 0: all cores of this machine shared out."""
+    gpus: int = -1
+    """GPUs that workers take, one each; -1: those of the machine of the driver. A cluster's head may have none: say how many."""
     threads: int = 0
     """Threads of one tensor operation; 0: the cores shared out. Another number may change the last bits."""
     max_failures: int = 3
@@ -355,6 +357,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "store.keep": (1, 1_000_000),
     "store.max_unsaved_seconds": (1, INFINITE),
     "cluster.cpus_per_worker": (0, INFINITE),
+    "cluster.gpus": (-1, 65536),
     "cluster.threads": (0, 4096),
     "cluster.max_failures": (0, INFINITE),
     "cluster.mtbf": (60, INFINITE),

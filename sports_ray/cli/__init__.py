@@ -17,6 +17,7 @@ from sports_ray.errors import SportsRayError, UserError
 
 COMMANDS = {
     "train": ("sports_ray.cli.train:train", "Train a model on a folder of photographs, or go on with it."),
+    "tune": ("sports_ray.cli.tune:tune", "Search settings for several models at the same time."),
     "resume": ("sports_ray.cli.train:resume", "Go on with a run as it was started."),
     "status": ("sports_ray.cli.status:status", "Show the runs of a store, or one of them."),
     "verify": ("sports_ray.cli.verify:verify", "Re-read a whole run and prove that it is sound."),
@@ -24,6 +25,11 @@ COMMANDS = {
     "predict": ("sports_ray.cli.evaluate:predict", "Predict images into a CSV."),
     "report": ("sports_ray.cli.report:report", "Write a run or an evaluation as one page."),
     "explain": ("sports_ray.cli.report:explain", "Show where in photographs a model finds its evidence."),
+    "submit": ("sports_ray.cli.submit:submit", "Run train, tune or eval-ensemble on a Ray cluster."),
+    "jobs": ("sports_ray.cli.submit:jobs", "List a cluster's jobs."),
+    "logs": ("sports_ray.cli.submit:logs", "Show or follow what a job writes."),
+    "stop": ("sports_ray.cli.submit:stop", "Stop a job: it commits and pauses."),
+    "spot-watch": ("sports_ray.cli.spot:spot_watch", "Drain this node before the cloud takes it away."),
     "data": ("sports_ray.cli.data:data", "Look into photographs, or draw a set to try things with."),
     "models": ("sports_ray.cli.models:models", "List models with size and preprocessing."),
     "recipes": ("sports_ray.cli.models:recipes", "List the recipes, or show one."),

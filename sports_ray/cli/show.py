@@ -37,7 +37,7 @@ class JsonShow:
         self._out = sys.stdout  # taken now: while Ray is up, sys.stdout leads to a log
 
     def fact(self, name: str, text: str, /, **data: Any) -> None:
-        self._line({"event": name, **(data or {"text": text})})
+        self._line({"event": name, **data, "text": text})
 
     def event(self, event: Mapping[str, Any]) -> None:
         self._line({"event": event["kind"], **{key: value for key, value in event.items() if key != "kind"}})

@@ -38,7 +38,7 @@ class Plan:
     workers: tuple[int, int]
     """Least and most workers; (0, 0): in this process."""
     gpus: int
-    """GPUs of this machine."""
+    """GPUs that workers can take: cluster.gpus, or those of this machine."""
     parameters: int
     checkpoint_bytes: int
     image_size: int
@@ -51,14 +51,16 @@ class Plan:
         return RunDir.open(open_storage(self.store), self.name)
 
 
-def make_plan(config: TrainConfig, *, progress: Callable[[int, int], None] | None = None) -> Plan:
+def make_plan(
+    config: TrainConfig, *, progress: Callable[[int, int], None] | None = None, manifest: Manifest | None = None
+) -> Plan:
     """Checks model, data, store and workers, and finds out whether the run is new. Writes nothing.
 
-    Raises UserError for anything that the user has to mend.
+    `manifest`: the photographs, where they are listed already. Raises UserError for anything that the user has to mend.
     """
     given_name = config.model.name
     config, workers, gpus = _checked(config)
-    manifest = build_manifest(config.data, progress=progress)
+    manifest = manifest or build_manifest(config.data, progress=progress)
     train, val = manifest.rows("train").num_rows, manifest.rows("val").num_rows
     if not train:
         raise DataError("training images", got="none", want="at least one", cure="see `sports-ray data scan`")
@@ -101,7 +103,7 @@ def _checked(config: TrainConfig) -> tuple[TrainConfig, tuple[int, int], int]:
         raise DataError("data.root", got="nothing", want="a folder of photographs", cure="--data DIR")
     _check_weights(config.model.weights)
     augment.check(config.augment)
-    gpus = gpu_count()
+    gpus = gpu_count() if config.cluster.gpus < 0 else config.cluster.gpus
     workers = parse_workers(config.cluster.workers, min(gpus, config.loop.lanes))
     if workers[1] > config.loop.lanes:
         raise ConfigError(

@@ -1,0 +1,360 @@
+"""Jobs of a Ray cluster: submitted, followed through lost connections, listed, stopped. Talks to its Job API alone."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+import sports_ray
+from sports_ray.errors import ConfigError, SportsRayError, TrainingError
+
+DASHBOARD = "http://127.0.0.1:8265"
+"""Where a cluster on this machine answers, or a tunnel to one elsewhere."""
+STOP_SECONDS = 60
+"""How long a stopped job may take for its last commit; Ray's own setting is 3."""
+PATIENCE = 600.0
+"""Seconds for which a cluster may be out of reach before nobody waits any longer; the job goes on without us."""
+ANSWER_SECONDS = (10, 120)
+"""To connect; to answer. Ray's client would wait for ever."""
+QUIET_SECONDS = 20.0
+"""How long a log may be silent until the cluster is asked whether the job still runs."""
+RETRY_SECONDS = 1.0
+LOST, STOPPED = "LOST", "STOPPED"
+_OWN_CODES = (0, 2, 3, 75, 130)
+_CUT = (OSError, RuntimeError, TimeoutError, aiohttp.ClientError)
+"""What a lost connection, or a cluster that is just going away, may raise; requests' errors are OSErrors."""
+_LOGGERS = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the cluster says of a job."""
+
+    id: str
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED; LOST: the cluster knows nothing of it (any more)."""
+    command: str = ""
+    digest: str = ""
+    """Of the words it was submitted with; empty if somebody else submitted it."""
+    code: int | None = None
+    """Exit code of its process; negative: the signal that ended it; None: nobody saw it end."""
+    message: str = ""
+    started: float = 0.0
+    """Unix time; 0: not told."""
+    ended: float = 0.0
+    setup_failed: bool = False
+    """Whether its environment could not be made."""
+
+    @property
+    def over(self) -> bool:
+        return self.status not in ("PENDING", "RUNNING")
+
+    @property
+    def died(self) -> bool:
+        """Whether it ended other than by its own decision, so that the same command again may help."""
+        return self.over and not self.setup_failed and self._code not in _OWN_CODES
+
+    @property
+    def exit_code(self) -> int:
+        """Its own exit code, 128 + signal if one ended it; 75 if it was stopped; 3 if nobody saw it end."""
+        if self._code is None:
+            return 3
+        return self._code if self._code >= 0 else 128 - self._code
+
+    @property
+    def _code(self) -> int | None:
+        return {"SUCCEEDED": 0, STOPPED: 75}.get(self.status, self.code)
+
+
+def digest_of(words: Sequence[str]) -> str:
+    """Eight hexadecimal digits that tell commands apart."""
+    return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:8]
+
+
+class Jobs:
+    """The jobs of one cluster."""
+
+    def __init__(self, address: str = "") -> None:
+        """Connects to the dashboard at `address` (RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's).
+
+        Raises ConfigError if nobody answers there or the token is missing or wrong."""
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.address = address or _address_in_environment() or DASHBOARD
+        if address:  # otherwise these would win over what was given
+            os.environ.pop("RAY_API_SERVER_ADDRESS", None)
+            os.environ.pop("RAY_ADDRESS", None)
+        try:
+            self._client = _Client(self.address, headers=_token_header())
+        except AuthenticationError as error:
+            raise self._token_error() from error
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                "--address",
+                got=f"{self.address}: {_first_line(error)}",
+                want="the address of a cluster's dashboard",
+                cure="`ray dashboard cluster.yaml` or `ssh -L 8265:localhost:8265 HEAD`, then --address " + DASHBOARD,
+            ) from error
+
+    def submit(self, words: Sequence[str], python: str, environment: Mapping[str, str], files: Sequence[Path]) -> Job:
+        """Starts `python -m sports_ray WORDS` with this very package, and `files` beside it, on every node."""
+        digest = digest_of(words)
+        shown = shlex.join(["sports-ray", *(word for word in words if word != "--json")])
+        number = 1 + sum(job.digest == digest for job in self.list())
+        with tempfile.TemporaryDirectory() as folder:
+            stage(Path(folder), files)
+            while True:
+                name = f"{words[0]}-{digest}-{number}"
+                try:
+                    self._ask(
+                        "submit_job",
+                        entrypoint=shlex.join([python, "-m", "sports_ray", *words]),
+                        submission_id=name,
+                        runtime_env={"working_dir": folder, "env_vars": _environment(environment)},
+                        metadata={"sports_ray": digest, "command": shown},
+                    )
+                    return self.info(name)
+                except RuntimeError as error:
+                    if "already exists" not in str(error):
+                        raise TrainingError("the cluster did not take the job", got=_first_line(error)) from error
+                    number += 1
+
+    def running(self, words: Sequence[str]) -> Job | None:
+        """A job of the same words that has not ended."""
+        digest = digest_of(words)
+        return next((job for job in self.list() if job.digest == digest and not job.over), None)
+
+    def list(self) -> list[Job]:
+        """All jobs that were submitted, oldest first."""
+        jobs = [_job(details) for details in self._ask("list_jobs") if details.submission_id]
+        return sorted(jobs, key=lambda job: job.started)
+
+    def info(self, job: str) -> Job:
+        """What the cluster says of it; status LOST if nothing."""
+        try:
+            return _job(self._ask("get_job_info", job))
+        except RuntimeError as error:
+            if "404" in str(error):
+                return Job(job, LOST)
+            raise
+
+    def stop(self, job: str) -> Job:
+        """Asks it to stop and waits until it has ended."""
+        self._ask("stop_job", job)
+        while not (found := self.info(job)).over:
+            time.sleep(0.2)
+        return found
+
+    def log(self, job: str) -> str:
+        """All that it has written so far."""
+        return str(self._ask("get_job_logs", job))
+
+    def tail(self, job: str) -> AsyncIterator[str]:
+        """Its log from the start, in pieces, until it ends or the connection breaks."""
+        return self._client.tail_job_logs(job)
+
+    def _ask(self, what: str, *words: Any, **named: Any) -> Any:
+        try:
+            return getattr(self._client, what)(*words, **named)
+        except AuthenticationError as error:
+            raise self._token_error() from error
+
+    def _token_error(self) -> SportsRayError:
+        return ConfigError(
+            f"the cluster at {self.address} asks for a token",
+            got="another one" if _token_header() or os.environ.get("RAY_AUTH_TOKEN") else "none",
+            want="that of the cluster (`ray get-auth-token` on its head)",
+            cure="export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=..., or put it into ~/.ray/auth_token",
+        )
+
+
+class Follower:
+    """The log of a job, line by line to its end, through lost connections: no line is missed, none comes twice."""
+
+    def __init__(self, jobs: Jobs, job: str, trouble: Callable[[str], None], patience: float = PATIENCE) -> None:
+        """`trouble` is told when the cluster cannot be reached, and when it can again."""
+        self._jobs, self._job, self._trouble = jobs, job, trouble
+        self._patience = Patience(job, trouble, patience)
+        self._seen = 0  # characters
+        self._rest = ""
+
+    def __iter__(self) -> Iterator[tuple[str, bool]]:
+        """(line, whether it was written while somebody followed). Raises TrainingError when patience is at its end."""
+        live = False
+        while True:
+            try:
+                job = self._jobs.info(self._job)  # asked first: the log of a job that is over is read whole
+                if job.status == LOST:
+                    return
+                for line in self._take(self._log(job)[self._seen :]):
+                    yield line, live
+                self._patience.answered()
+                if job.over:
+                    if self._rest:
+                        yield self._rest, live
+                    return
+                live = True
+                for piece in self._pieces():
+                    for line in self._take(piece):
+                        yield line, True
+            except _CUT as error:
+                self._patience.failed(error)
+
+    def _log(self, job: Job) -> str:
+        try:
+            return self._jobs.log(job.id)
+        except RuntimeError as error:
+            if not job.over:
+                raise
+            # It lies on the node where the job ran, which may have gone with it.
+            self._trouble(f"the end of its log cannot be read ({_first_line(error)})")
+            return ""
+
+    def _take(self, text: str) -> list[str]:
+        self._seen += len(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        return lines
+
+    def _pieces(self) -> Iterator[str]:
+        """What the connection brings beyond what was seen; it ends with the job."""
+        skip = self._seen
+        loop = asyncio.new_event_loop()
+        tail: Any = self._jobs.tail(self._job)
+        pending: asyncio.Task[str] | None = None
+        try:
+            while True:
+                pending = pending or loop.create_task(anext(tail))
+                done, _ = loop.run_until_complete(asyncio.wait({pending}, timeout=QUIET_SECONDS))
+                if not done:
+                    if self._jobs.info(self._job).over:
+                        return
+                    continue
+                finished, pending = pending, None
+                try:
+                    piece = finished.result()
+                except StopAsyncIteration:
+                    return
+                old, skip = min(skip, len(piece)), max(0, skip - len(piece))
+                if piece[old:]:
+                    yield piece[old:]
+        finally:
+            if pending is not None:
+                pending.cancel()
+                loop.run_until_complete(asyncio.wait({pending}))
+            loop.run_until_complete(tail.aclose())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+
+class Patience:
+    """Waits between tries while a cluster does not answer, tells when it begins and ends, and gives up in the end."""
+
+    def __init__(self, job: str, trouble: Callable[[str], None], seconds: float = PATIENCE) -> None:
+        self._job, self._trouble, self._seconds = job, trouble, seconds
+        self._away: float | None = None
+
+    def answered(self) -> None:
+        if self._away is not None:
+            self._trouble("the cluster answers again")
+        self._away = None
+
+    def failed(self, error: BaseException) -> None:
+        """Returns when it is time for another try; TrainingError when there were enough."""
+        now = time.monotonic()
+        if self._away is None:
+            self._away = now
+            self._trouble(
+                f"the cluster does not answer ({_first_line(error)}): trying again, its jobs go on without us"
+            )
+        if now - self._away > self._seconds:
+            raise TrainingError(
+                f"the cluster has not answered for {self._seconds:.0f} s",
+                got=_first_line(error),
+                cure=f"when it is back, `sports-ray logs {self._job} --follow` goes on from here",
+            ) from error
+        time.sleep(RETRY_SECONDS)
+
+
+def patiently(act: Callable[[], Answer], patience: Patience) -> Answer:
+    """What `act` returns, once the cluster answers."""
+    while True:
+        try:
+            found = act()
+        except _CUT as error:
+            patience.failed(error)
+        else:
+            patience.answered()
+            return found
+
+
+def stage(folder: Path, files: Sequence[Path]) -> None:
+    """Puts this package, and `files`, into `folder`, as every node shall find them."""
+    package = Path(sports_ray.__file__).parent
+    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+
+
+class _Client(JobSubmissionClient):
+    def _do_request(self, method: str, endpoint: str, **named: Any) -> Any:
+        return super()._do_request(method, endpoint, **{"timeout": ANSWER_SECONDS, **named})
+
+
+def _environment(given: Mapping[str, str]) -> dict[str, str]:
+    # Ray's supervisor of the job reads this from the job's own environment.
+    return {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **given}
+
+
+def _address_in_environment() -> str:
+    return os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
+
+
+def _token_header() -> dict[str, str]:
+    """A token that lies where Ray looks for one, where RAY_AUTH_MODE says nothing; else Ray itself decides."""
+    if os.environ.get("RAY_AUTH_MODE"):
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not token and path.is_file():
+        token = path.read_text(encoding="utf-8").strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _job(details: Any) -> Job:
+    metadata = details.metadata or {}
+    return Job(
+        id=details.submission_id or details.job_id or "",
+        status=str(getattr(details.status, "value", details.status)),
+        command=metadata.get("command") or details.entrypoint,
+        digest=metadata.get("sports_ray", ""),
+        code=details.driver_exit_code,
+        message=details.message or "",
+        started=(details.start_time or 0) / 1000,
+        ended=(details.end_time or 0) / 1000,
+        setup_failed=details.error_type == "RUNTIME_ENV_SETUP_FAILURE",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,126 @@
+"""Commands as jobs: what is refused before anything is sent, what is sent, and which ends are deaths."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sports_ray as package
+from sports_ray.cli.submit import settle
+from sports_ray.orchestrate.jobs import Job, digest_of, stage
+from tests.support.shell import sports_ray
+
+ROOT = Path(__file__).parents[2]
+TRAIN = ("train", "--data", "/photos", "--model", "test_resnet", "--store", "/runs")
+SHARED = "wanted a place that outlives the job and that all nodes share"
+MISTAKES = {
+    "no command": ((), "job; got nothing; wanted one of train, tune, eval-ensemble; cure: sports-ray submit train ..."),
+    "no job": (("verify", "run"), "job; got verify; wanted one of train, tune, eval-ensemble"),
+    "an option that train has not": ((*TRAIN, "--epoch", "3"), "No such option '--epoch'"),
+    "a value that train refuses": ((*TRAIN, "--epochs", "many"), "see `sports-ray train --help`"),
+    "no store": (TRAIN[:-2], f"--store; got nothing, which is ./runs; {SHARED}"),
+    "a store in the job's own folder": ((*TRAIN[:-1], "runs"), f"--store; got runs; {SHARED}"),
+    "the same as a setting": ((*TRAIN, "--set", "store.root=runs"), f"--store; got runs; {SHARED}"),
+    "photographs here": (("train", "--data", "photos", *TRAIN[3:]), "--data; got photos; wanted an absolute path"),
+    "a run here": (("eval-ensemble", "--run", "a"), f"--store; got a; {SHARED}"),
+    "results here": (("eval-ensemble", "--run", "/runs/a", "--out", "here"), f"--out; got here; {SHARED}"),
+    "no recipe there": ((*TRAIN[:-2], "--recipe", "none.toml"), "recipe; got none.toml"),
+    "no value": (("--env", "A", *TRAIN), "--env; got A; wanted NAME=VALUE"),
+    "nobody there": (("--address", "http://127.0.0.1:9", *TRAIN), "wanted the address of a cluster's dashboard"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_told_before_anything_is_sent(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    shown = sports_ray(tmp_path, "submit", *words)
+    assert shown.code == 2 and shown.out == ""
+    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1 and message in shown.err
+
+
+def test_a_recipe_of_ones_own_is_sent_along_and_may_name_the_store(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('[store]\nroot = "s3://bucket/runs"\n')
+    assert settle([*TRAIN[:-2], "--recipe", str(recipe)]) == (
+        [*TRAIN[:-2], "--recipe", "mine.toml", "--json"],
+        [recipe],
+    )
+    assert settle([*TRAIN, f"--recipe={recipe}"])[0][-2:] == ["--recipe=mine.toml", "--json"]
+    recipe.write_text('[store]\nroot = "runs"\n')
+    with pytest.raises(Exception, match="--store; got runs"):
+        settle([*TRAIN[:-2], "--recipe", str(recipe)])
+
+
+def test_what_is_sent_is_this_package_and_nothing_that_depends_on_the_moment(tmp_path: Path) -> None:
+    extra = tmp_path / "mine.toml"
+    extra.write_text("")
+    stage(tmp_path / "sent", [extra])
+    sent = {str(path.relative_to(tmp_path / "sent")) for path in (tmp_path / "sent").rglob("*") if path.is_file()}
+    own = Path(package.__file__).parent
+    files = {f"sports_ray/{path.relative_to(own)}" for path in own.rglob("*") if path.is_file()}
+    assert sent == {name for name in files if "__pycache__" not in name} | {"mine.toml"}
+    assert {"sports_ray/recipes/quick.toml", "sports_ray/report/assets/page.css"} <= sent
+    told = subprocess.run(
+        [sys.executable, "-m", "sports_ray", "--version"],
+        cwd=tmp_path / "sent",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert package.__version__ in told.stdout
+
+
+def test_equal_words_are_one_job_and_others_another() -> None:
+    assert digest_of(TRAIN) == digest_of(list(TRAIN)) != digest_of([*TRAIN, "--strict"])
+    assert digest_of(["a b"]) != digest_of(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("job", "code", "died"),
+    [
+        (Job("j", "SUCCEEDED", code=0), 0, False),
+        (Job("j", "FAILED", code=2), 2, False),
+        (Job("j", "FAILED", code=3), 3, False),
+        (Job("j", "FAILED", code=75), 75, False),
+        (Job("j", "STOPPED"), 75, False),
+        (Job("j", "FAILED", code=1), 1, True),
+        (Job("j", "FAILED", code=137), 137, True),
+        (Job("j", "FAILED", code=-9), 137, True),
+        (Job("j", "FAILED"), 3, True),
+        (Job("j", "LOST"), 3, True),
+        (Job("j", "FAILED", setup_failed=True), 3, False),
+    ],
+)
+def test_a_job_that_was_killed_or_lost_has_died_and_one_that_decided_has_not(job: Job, code: int, died: bool) -> None:
+    assert (job.exit_code, job.died, job.over) == (code, died, True)
+    assert not Job("j", "PENDING").over and not Job("j", "RUNNING").died
+
+
+@pytest.mark.parametrize("name", ["train", "eval_ensemble"])
+def test_the_entry_point_of_a_job_is_the_command_and_keeps_its_results(name: str, tmp_path: Path) -> None:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    command = name.replace("_", "-")
+    helped = call("--help")
+    assert helped.returncode == 0 and f"Usage: sports-ray {command}" in helped.stdout
+    refused = call("--run", "a")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: --store; got ") and SHARED in refused.stderr
+    wrong = call("--run", "/a", "--nonsense")
+    assert wrong.returncode == 2 and f"see `sports-ray {command} --help`" in wrong.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_driver_on_a_head_without_gpus_plans_for_those_of_the_cluster(tmp_path: Path) -> None:
+    from sports_ray.data.demo import draw_demo
+    from sports_ray.orchestrate.plan import make_plan
+    from tests.support.runs import small_config
+
+    draw_demo(tmp_path / "set", classes=2, per_class=4, size=40)
+    settings = {"cluster__workers": "auto", "loop__lanes": 4}
+    plan = make_plan(small_config(tmp_path / "set", tmp_path, cluster__gpus=3, **settings))
+    assert (plan.gpus, plan.workers) == (3, (3, 3))
+    assert make_plan(small_config(tmp_path / "set", tmp_path, cluster__gpus=64, **settings)).workers == (4, 4)
