@@ -96,6 +96,7 @@ def write_pack(
     storage = open_storage(out)
     standing = _standing(storage, inputs)
     if standing is not None:
+        _tidy(storage, standing)
         return PackReport(storage.uri, standing, 0)
     parts, shards, made = _Shards(storage, sources, settings, packing).make()
     batches = _batches(parts)
@@ -117,9 +118,8 @@ def write_pack(
         shards=shards,
     )
     record = _with_fingerprint(storage.uri, record, batches)
-    _sweep(storage, len(shards))
     storage.write(NAME, record.to_bytes())
-    storage.delete("parts")
+    _tidy(storage, record)
     return PackReport(storage.uri, record, made)
 
 
@@ -327,9 +327,11 @@ def _with_fingerprint(uri: str, record: PackRecord, batches: list[pa.RecordBatch
     return replace(record, fingerprint=manifest.fingerprint())
 
 
-def _sweep(storage: Storage, shards: int) -> None:
-    """Deletes what an earlier packing of other photographs, or one that was killed, has left among the shards."""
-    ours = {f"{number:05d}.arrow" for number in range(shards)}
-    for entry in storage.list("shards"):
-        if entry.name not in ours:
-            storage.delete(f"shards/{entry.name}")
+def _tidy(storage: Storage, record: PackRecord) -> None:
+    """Deletes what a packing needs on its way, and what earlier ones that were killed have left."""
+    storage.delete("parts")
+    named = {NAME, INDEX_NAME, *(shard.name for shard in record.shards)}
+    for folder in ("", "shards/"):
+        for entry in storage.list(folder.rstrip("/")):
+            if not entry.is_dir and f"{folder}{entry.name}" not in named:
+                storage.delete(f"{folder}{entry.name}")
