@@ -73,6 +73,18 @@ def new_monitor() -> Any:
     return Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
+def start_coordinator() -> None:
+    """Starts the actor of which Ray Train's controller asks its resources, while that starts too and not after it.
+
+    So a training begins 1.3 s earlier. The function is private to Ray; without it the controller starts the actor."""
+    with suppress(ImportError, ray.exceptions.RayError):
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
+
+        get_or_create_autoscaling_coordinator()
+
+
 def end_fit(monitor: Any) -> None:
     """Ends what a fit has left: its controller and with it the workers, their reservation, the monitor.
 
