@@ -149,7 +149,7 @@ def test_of_many_heirs_one_wins(storage: Storage) -> None:
     def inherit() -> None:
         start.wait()
         try:
-            won.append(Lease.acquire(storage, elsewhere(), beat_seconds=0.02, watch_seconds=0.3))
+            won.append(Lease.acquire(storage, elsewhere(), beat_seconds=0.02, watch_seconds=1.5))
         except RunError as error:
             refused.append(error)
 
