@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -62,7 +63,9 @@ class Moments:
         look = InProcessLink.should_stop
 
         def should_stop(link: InProcessLink) -> str:
-            self.come("look")
+            # Who waits for the disk looks as often as there is time for: those looks come in other numbers each time.
+            if sys._getframe(1).f_code.co_name != "_patient":
+                self.come("look")
             return look(link)
 
         InProcessLink.should_stop = should_stop  # type: ignore[method-assign]
