@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("target", metavar="RUN|DIR")
+@click.argument("target", metavar="RUN|SWEEP|DIR")
 @click.option("--store", metavar="DIR|URI", default="runs", show_default=True, help="Where runs are kept.")
 @click.option("--run", "runs", multiple=True, metavar="RUN", help="A member of the evaluation, where it lies now.")
 @click.option("--groups", metavar="CSV", help="Groups of classes: a header class,COLUMN,... and a row a class.")
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 def report(
     target: str, store: str, runs: tuple[str, ...], groups: str | None, heat: bool, show: bool, as_json: bool
 ) -> int:
-    """Write RUN, or the evaluation in DIR, as one page: report.html in its folder, and its plots as PNG beside it.
+    """Write RUN, SWEEP, or the evaluation in DIR, as one page: report.html in its folder, its plots as PNG beside it.
 
     \b
     A run: curves over all sessions, learning rate, sessions, photographs, settings and versions. An evaluation: its
     candidates with intervals and paired tests, classes, confusion, the worst mistakes, calibration, and its runs.
+    A sweep: its leaderboard, scores against settings, learning curves, and what deaths have cost.
 
     \b
     Examples:
@@ -73,11 +74,18 @@ def _page(target: str, store: str, runs: Sequence[str], groups: str | None, heat
         evaluation = read_evaluation(Path(target))
         found = _members(evaluation, runs, store)
         records = [read_run(run_dir, name) for name, run_dir in found.items()]
-        seer = _seer(evaluation, found) if heat else None
+        seer = _seer(evaluation, found, () if runs else _places(evaluation)) if heat else None
         return evaluation_page(evaluation, records, seer, Path(groups) if groups else None), open_storage(target)
     if groups:
         cure = "name the folder that eval-ensemble wrote"
         raise DataError("--groups", got=f"{target}, no evaluation", want="a folder with scores.json", cure=cure)
+    from sports_ray.sweep.folder import find_sweep
+
+    if (sweep := find_sweep(target, store)) is not None:
+        from sports_ray.report.page import sweep_page
+        from sports_ray.report.read_sweep import read_sweep
+
+        return sweep_page(read_sweep(sweep)), sweep.storage
     run_dir = _run_dir(target, store)
     if run_dir is None:
         want = f"a run in {store}, the path of one, or an evaluation's folder"
@@ -115,22 +123,29 @@ def _members(evaluation: EvaluationRecord, runs: Sequence[str], store: str) -> d
                 "--run", got=run, want=f"a run in {store}, or the path of one", cure="see `sports-ray status`"
             )
         found[_name(run_dir)] = run_dir
-    home = evaluation.folder.resolve().parent.parent
-    for name, where in evaluation.runs.items() if not runs else ():
-        for place in (where, str(home / where.rstrip("/").rpartition("/")[2])):
-            with suppress(SportsRayError):
-                run_dir = _run_dir(place, store)
-                if run_dir is not None:
-                    found.setdefault(name.partition("@")[0], run_dir)
+    for name, place in _places(evaluation) if not runs else ():
+        with suppress(SportsRayError):
+            run_dir = _run_dir(place, store)
+            if run_dir is not None:
+                found.setdefault(name, run_dir)
     return found
 
 
-def _seer(evaluation: EvaluationRecord, members: dict[str, RunDir]) -> Seer | None:
-    """The best single model where it is at hand, else the first member that is."""
+def _places(evaluation: EvaluationRecord) -> Iterator[tuple[str, str]]:
+    """Names of the members and where each may lie: where the evaluation saw it, or beside the evaluation."""
+    home = evaluation.folder.resolve().parent.parent
+    for name, where in evaluation.runs.items():
+        yield name.partition("@")[0], where
+        yield name.partition("@")[0], str(home / where.rstrip("/").rpartition("/")[2])
+
+
+def _seer(evaluation: EvaluationRecord, members: dict[str, RunDir], others: Iterable[tuple[str, str]]) -> Seer | None:
+    """The best single model where it is at hand, else the first member that is; `others`: folders with weights alone."""
     best = str(evaluation.scores.get("best_single") or "").partition("/")[0].partition("@")[0]
-    for name in sorted(members, key=lambda name: name != best):
+    places = [(name, run_dir.storage.uri) for name, run_dir in members.items()]
+    for _, place in sorted([*places, *others], key=lambda one: one[0] != best):
         with suppress(SportsRayError):
-            seer = open_seer(members[name].storage.uri)
+            seer = open_seer(place)
             if list(seer.classes) == evaluation.classes:
                 return seer
     return None

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sports_ray import __version__
-from sports_ray.report import classes_part, curves, evaluation_part, run_part
+from sports_ray.report import classes_part, curves, evaluation_part, run_part, sweep_part
 from sports_ray.report.explain import Seer
 from sports_ray.report.gallery import galleries
 from sports_ray.report.markup import Html, document, el
@@ -19,6 +20,9 @@ from sports_ray.report.read_run import RunRecord
 from sports_ray.report.section import Section
 from sports_ray.score.breakdown import by_group, read_groups
 from sports_ray.store.storage import Storage
+
+if TYPE_CHECKING:
+    from sports_ray.report.read_sweep import SweepRecord
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,12 @@ def run_page(run: RunRecord) -> Page:
     """The page of a run."""
     sections = (curves.training(run), run_part.sessions(run), run_part.photographs(run), run_part.settings(run))
     return Page(run.name, curves.lead(run), _there(sections))
+
+
+def sweep_page(sweep: SweepRecord) -> Page:
+    """The page of a sweep."""
+    parts = (sweep_part.leaderboard, sweep_part.settings, sweep_part.learning, sweep_part.failures, sweep_part.about)
+    return Page(sweep.name, sweep_part.lead(sweep), _there(part(sweep) for part in parts))
 
 
 def evaluation_page(
@@ -83,14 +93,13 @@ def _by_group(evaluation: EvaluationRecord, groups: Path | None) -> Sequence[Fac
 
 
 def write(page: Page, storage: Storage) -> list[str]:
-    """Writes report.html and plots/*.png; paths below the storage's root, the page first. StorageError if it cannot."""
-    written = [PAGE]
-    storage.write(PAGE, page.html().encode("utf-8"))
+    """Writes plots/*.png, then report.html; paths below the storage's root, the page first. StorageError if it cannot."""
+    plots = []
     for section in page.sections:
         for chart in section.charts:
             name = re.sub("[^A-Za-z0-9._-]+", "_", chart.name)
-            path = f"{PLOTS}/{name}.png"
-            storage.write(path, paint(chart))
-            written.append(path)
-    log.info("report.written page=%s/%s plots=%d", storage.uri, PAGE, len(written) - 1)
-    return written
+            plots.append(f"{PLOTS}/{name}.png")
+            storage.write(plots[-1], paint(chart))
+    storage.write(PAGE, page.html().encode("utf-8"))
+    log.info("report.written page=%s/%s plots=%d", storage.uri, PAGE, len(plots))
+    return [PAGE, *plots]

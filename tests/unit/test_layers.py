@@ -18,7 +18,8 @@ PACKAGE = Path(sports_ray.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     "errors": 0, "stops": 0, "processes": 0, "config": 1, "recipe": 2, "store": 2, "data": 3, "model": 3, "score": 3,
-    "engine": 5, "predict": 5, "report": 5, "orchestrate": 6, "bench": 7, "chaos": 7, "cli": 8, "__main__": 9,
+    "engine": 5, "predict": 5, "sweep": 6, "report": 7, "orchestrate": 7, "bench": 8, "chaos": 8, "cli": 9,
+    "__main__": 10,
 }  # fmt: skip
 """Right imports left; equal numbers never import each other."""
 

@@ -1,0 +1,192 @@
+"""One trial of a sweep, in a process of Ray Tune's that is used again for the next one.
+
+A trial of one worker trains in this very process, as `train --workers 0` does; a trial of several through Ray Train. The
+engine works in a thread; Tune calls `step` again and again, which tells what has happened since.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ray import tune
+
+from sports_ray.data.manifest import Manifest
+from sports_ray.engine.record import log_to_file
+from sports_ray.engine.run import Outcome
+from sports_ray.errors import NonFiniteError, RunError, UserError
+from sports_ray.orchestrate.plan import Plan, make_plan
+from sports_ray.stops import Stops
+from sports_ray.store.lease import is_held
+from sports_ray.sweep.folder import SweepDir
+
+PERIOD = 1.0
+"""Seconds between two calls of Tune's, as long as nothing happens that it waits for."""
+IN_USE_SECONDS = 60.0
+"""How long a process of a killed driver may go on holding the run: Ray ends it, within seconds."""
+END_SECONDS = 600.0
+_TOLD = {"start", "step", "evaluated", "restart", "store"}
+
+
+class TrialProcess(tune.Trainable):
+    """What Tune starts, resets and ends."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Workers of Ray Train reserve for themselves; the trial's own process then needs no more than a place."""
+        return tune.PlacementGroupFactory([{"memory": 1} if config["workers"] > 1 else config["bundle"]])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._work = Work(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._work.end("the trial was replaced")
+        self._work = Work(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return self._work.told()
+
+    def wish(self, reason: str) -> None:
+        """Asks the trial to stop; called between two steps."""
+        self._work.stop(reason)
+
+    def cleanup(self) -> None:
+        self._work.end("the sweep ends")
+
+
+class Work:
+    """The engine's thread, and what lies between it and Tune's calls."""
+
+    def __init__(self, task: Mapping[str, Any]) -> None:
+        self._task = task
+        self._stops = Stops()
+        self._events: list[dict[str, Any]] = []
+        self._change = threading.Condition()
+        self._question = ""
+        """At a rung: asked, then told (Tune knows of it), then answered by Tune's next call; else empty."""
+        self._urgent = self._over = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
+        self._thread.start()
+
+    def told(self) -> dict[str, Any]:
+        """Waits until there is something to tell, or a second; what has happened since the last call.
+
+        Raises what ended the training if a new process may mend it."""
+        with self._change:
+            if self._question == "told":
+                self._question = ""
+                self._change.notify_all()
+            self._change.wait_for(lambda: self._urgent or self._over, PERIOD)
+            events, self._events, self._urgent = self._events, [], False
+            if self._question == "asked":
+                self._question = "told"
+            over = self._over
+        if over:
+            self._thread.join(END_SECONDS)
+        if over and self._error is not None:
+            raise self._error
+        return {"told": _newest_steps(events), "done": over}
+
+    def stop(self, reason: str) -> None:
+        with self._change:
+            self._stops.reasons.append(reason)
+            self._change.notify_all()
+
+    def end(self, reason: str) -> None:
+        """Stops the training if it has not ended, and waits for its last commit."""
+        self.stop(reason)
+        self._thread.join(END_SECONDS)
+
+    def _run(self) -> None:
+        end: dict[str, Any] | None = None
+        try:
+            end = carry_out(self._task, self._progress, self._stops)
+        except (UserError, NonFiniteError) as error:
+            end = {"kind": "end", "status": "failed", "reason": str(error)}
+        except BaseException as error:  # noqa: BLE001
+            self._error = error
+        with self._change:
+            self._events += [end] if end else []
+            self._over = True
+            self._change.notify_all()
+
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] not in _TOLD:
+            return
+        with self._change:
+            self._events.append(dict(event))
+            if event["kind"] == "step":
+                return
+            self._urgent = True
+            self._change.notify_all()
+            # In this process a stop comes exactly at the rung; workers of Ray Train are told as soon as it is known.
+            if event["kind"] == "evaluated" and event["epoch"] in self._task["rungs"] and self._task["workers"] == 1:
+                self._question = "asked"
+                self._change.wait_for(lambda: not self._question or bool(self._stops.reasons), IN_USE_SECONDS / 2)
+
+
+def _newest_steps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of many steps in a row only the last is worth telling."""
+    last = max((place for place, event in enumerate(events) if event["kind"] == "step"), default=-1)
+    return [event for place, event in enumerate(events) if event["kind"] != "step" or place == last]
+
+
+def carry_out(task: Mapping[str, Any], progress: Any, stops: Stops) -> dict[str, Any]:
+    """Trains the trial's run from where it is; how it ended, as an event."""
+    from sports_ray.orchestrate.worker import schedule_normally, stderr_to_log
+
+    schedule_normally()
+    sys.argv = list(task["command"])  # what the run's record and its lease shall name
+    plan = plan_trial(task)
+    if plan.status == "finished":
+        return {"kind": "end", "status": "done", "reason": ""}
+    log_to_file(plan.run_dir, "trial.log")
+    with stderr_to_log():
+        outcome = _train(plan, progress, stops)
+    return {"kind": "end", "status": outcome.status, "reason": outcome.reason}
+
+
+def plan_trial(task: Mapping[str, Any]) -> Plan:
+    """The trial's run as `train` would plan it, on the photographs of the sweep."""
+    folder = SweepDir(task["sweep"])
+    spec = folder.read_spec()
+    if spec is None:
+        raise RunError("sweep", got=folder.storage.uri, want="a folder with sweep.json")
+    trial = next(one for one in spec.trials() if one.name == task["trial"])
+    config = spec.config(trial, json.loads(task["params"]), folder.uri)
+    if task["deadline"]:
+        budget = max(1.0, task["deadline"] - time.time())
+        config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, time_budget=budget))
+    return make_plan(config, manifest=_manifest(folder.uri, spec.data["fingerprint"]))
+
+
+@functools.lru_cache(maxsize=1)
+def _manifest(uri: str, fingerprint: str) -> Manifest:
+    """Read once in a process."""
+    manifest = SweepDir(uri).manifest()
+    if manifest.fingerprint() != fingerprint:
+        raise RunError("photographs of the sweep", got=f"another list in {uri}", want="the one it was started with")
+    return manifest
+
+
+def _train(plan: Plan, progress: Any, stops: Stops) -> Outcome:
+    """As soon as the process of a driver that has just been killed is gone."""
+    from sports_ray.orchestrate.local import train_here
+    from sports_ray.orchestrate.train import train_on_ray
+
+    train, end = train_on_ray if plan.workers[1] else train_here, time.monotonic() + IN_USE_SECONDS
+    while True:
+        try:
+            return train(plan, progress, time.time(), stops)
+        except RunError:
+            if not is_held(plan.run_dir.storage) or time.monotonic() > end or stops.reasons:
+                raise
+            time.sleep(0.2)
