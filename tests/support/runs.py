@@ -10,7 +10,9 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Mapping
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from tests.support.moments import Moment, Moments
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.support.preload"])
+_reaping = threading.Lock()
+"""Each start of a child asks all others for their exit codes; of two threads that ask at once, one would read 255."""
 
 SETTINGS: dict[str, Any] = {
     "model.name": "test_resnet",
@@ -69,12 +73,15 @@ def moments_of(config: TrainConfig) -> list[Moment]:
 
 def _run_child(target: Any, config: TrainConfig, *rest: Any) -> int:
     process = FORKS.Process(target=target, args=(config_to_dict(config), *rest))
-    process.start()
-    process.join(120)
-    if process.exitcode is None:
+    with _reaping:
+        process.start()
+    if not wait([process.sentinel], 120):
         process.kill()
         raise AssertionError("the run hangs")
-    return process.exitcode
+    with _reaping:
+        code = process.exitcode
+    assert code is not None
+    return code
 
 
 def _train_counted(settings: Mapping[str, Any]) -> None:
