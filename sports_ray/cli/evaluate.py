@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sports_ray.cli.evaluation_page import drop_page, show_page
 from sports_ray.cli.score_show import refuse_bad, show_bad, show_scores
 from sports_ray.cli.show import Show, choose_show
 from sports_ray.errors import ConfigError
@@ -114,13 +115,14 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a 
     "--out",
     default="",
     metavar="DIR",
-    help="For predictions.parquet and scores.json. Default: <store>/evaluations/<digest>",
+    help="For predictions.parquet, scores.json and report.html. Default: <store>/evaluations/<digest>",
 )
+@click.option("--heat", is_flag=True, help="Lay Grad-CAM over the mistakes in report.html; takes some seconds more.")
 @_BATCH
 @click.option("--strict", is_flag=True, help="Exit with 2 if an image cannot be read.")
 @_JSON
 def eval_ensemble(
-    runs: tuple[str, ...], workers: str, batch: int | None, strict: bool, as_json: bool, **settings: Any
+    runs: tuple[str, ...], workers: str, heat: bool, batch: int | None, strict: bool, as_json: bool, **settings: Any
 ) -> int:
     """Score finished runs on a split: each alone, without and with test-time augmentation, and all together."""
     check_workers(workers)
@@ -131,7 +133,9 @@ def eval_ensemble(
         plan = plan_evaluation(runs, **settings, progress=command.scanning())
         command.show_plan(plan)
         scores = plan.finished()
+        fresh = scores is None
         if scores is None:
+            drop_page(plan)
             from sports_ray.orchestrate.cluster import prepare_environment
 
             prepare_environment()
@@ -141,6 +145,7 @@ def eval_ensemble(
         else:
             command.show.fact("finished", "answered from disk", **{"from_disk": True})
         show_scores(scores, plan, command.show)
+        show_page(plan, command.show, heat=heat, anew=fresh or heat)
         if strict:
             refuse_bad(scores["data"]["bad"])
         return 0

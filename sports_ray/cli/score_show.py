@@ -28,8 +28,7 @@ def show_scores(scores: Mapping[str, Any], plan: Plan, show: Show) -> None:
     text, best = "\n".join(lines), scores["best_single"]
     show.fact("result", text, best_single=best, merge=scores["merge"], candidates=entries)
     show_bad(scores["data"]["bad"], show)
-    text = f"{plan.out}: predictions.parquet, scores.json. As a page:\nsports-ray report {plan.out}"
-    show.fact("written", text, path=plan.out, digest=plan.digest)
+    show.fact("written", f"{plan.out}: predictions.parquet, scores.json", path=plan.out, digest=plan.digest)
 
 
 def score_table(scores: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -36,8 +37,9 @@ def paint(chart: Chart) -> bytes:
     sink = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the font lacks some scripts: boxes stand for them
-        # Without the software's name, which is in by default: equal charts give equal bytes.
-        figure.savefig(sink, format="png", metadata={"Software": None})
+        # By the canvas itself: savefig lays everything out in a drawing of its own before. Without the software's name, which
+        # is in by default: equal charts give equal bytes.
+        FigureCanvasAgg(figure).print_png(sink, metadata={"Software": None})
     return sink.getvalue()
 
 

@@ -22,17 +22,18 @@ from sports_ray.processes import below
 from tests.support.evaluating import results
 from tests.support.members import make_member, photographs
 from tests.support.nodes import Nodes, named_below, raylet
-from tests.support.running import Started
+from tests.support.running import Running, Started
 from tests.support.shell import sports_ray
 
 COUNT = 4 * 256 + 50
 ACTOR = "ray::MapWorker"
-MANY, VIEWS = 14, 10
+MANY, VIEWS = 7, 10
 """Blocks and views of the short test: enough for deaths on the way."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two members, and photographs of which one is none."""
     folder = tmp_path_factory.mktemp("place")
     photographs(folder / "set", COUNT)
     (folder / "set" / "test" / "golf" / "bad.jpg").write_bytes(b"\xff\xd8\xff")
@@ -69,11 +70,37 @@ def kill_group(pids: set[int] | list[int]) -> int:
     return killed
 
 
-@pytest.mark.timeout(180)
 def test_killed_driver_and_killed_actor_end_in_the_bytes_of_the_in_process_command(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
+) -> None:
+    """Both drivers join one cluster, so that the dead one's actors are there when the other begins."""
+    import ray
+
+    place = tmp_path_factory.mktemp("place")
+    photographs(place / "set", MANY * ROWS)
+    make_member(place / "runs", "a", seed=1)
+    assert sports_ray(place / "whole", *words_of(place, "0", "a")).code == 0
+    joined = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with Running(tmp_path, *words_of(place, "1", "a"), environment=joined) as running:
+        assert running.wait_until(lambda: blocks_of(tmp_path)), running.end().err
+        assert running.send(signal.SIGKILL) and running.end().code == -signal.SIGKILL
+    kept = blocks_of(tmp_path)
+    assert 0 < len(kept) < MANY * VIEWS and not (tmp_path / "store" / "evaluations").exists()
+    with Running(tmp_path, *words_of(place, "2", "a"), environment=joined) as running:
+        assert running.wait_until(lambda: running.events("block")), running.end().err
+        assert kill_group(named_below(os.getpid(), ACTOR)[:1]) == 1
+        shown = running.end()
+    assert shown.code == 0 and not shown.err, shown.err
+    assert results(tmp_path / "store") == results(place / "whole" / "store")
+    assert {path: written for path, written in blocks_of(tmp_path).items() if path in kept} == kept
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+def test_driver_killed_with_its_cluster_goes_on_in_another_and_a_finished_evaluation_starts_none(
     place: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    photographs(place / "many", MANY * ROWS)
+    photographs(place / "many", 2 * MANY * ROWS)
     whole = tmp_path_factory.mktemp("whole")
     assert sports_ray(whole, *words_of(place, "0", "b", data="many")).code == 0
     with Started(tmp_path, *words_of(place, "1:2", "b", data="many")) as running:
@@ -82,7 +109,7 @@ def test_killed_driver_and_killed_actor_end_in_the_bytes_of_the_in_process_comma
         assert kill_group(list(below(running.pid))) > 3
         running.end()
     kept = blocks_of(tmp_path)
-    assert 0 < len(kept) < MANY * VIEWS and not (tmp_path / "store" / "evaluations").exists()
+    assert 0 < len(kept) < 2 * MANY * VIEWS and not (tmp_path / "store" / "evaluations").exists()
     with Started(tmp_path, *words_of(place, "2", "b", data="many")) as running:
         assert running.wait_until(lambda: len(blocks_of(tmp_path)) > len(kept) + VIEWS), running.end().err
         assert kill_group(named_below(running.pid, ACTOR)[:1]) == 1

@@ -160,6 +160,29 @@ def test_a_table_with_intervals_is_shown_to_people(place: Path, done: tuple[Path
     assert "! 1 image could not be read" in shown.out and "\x1b" not in shown.out
 
 
+def test_the_page_comes_with_the_scores_and_again_where_it_is_missing(
+    place: Path, done: tuple[Path, Shown], tmp_path: Path
+) -> None:
+    """Cold by default; with --heat Grad-CAM lies over the mistakes. A page that cannot be written costs a warning."""
+    folder, words = tmp_path / "copy", words_of(place, "--tta", "hflip", "--json")
+    events = {event["event"]: event for event in done[1].events}
+    first = Path(events["report"]["path"])
+    assert first.name == "report.html" and first.parent == Path(events["written"]["path"])
+    shutil.copytree(done[0], folder)
+    page = folder / first.relative_to(done[0])
+    page.unlink()
+    again = sports_ray(folder, *words)
+    assert again.code == 0 and page.read_bytes() == first.read_bytes().replace(bytes(done[0]), bytes(folder))
+    assert "heat of " not in page.read_text(encoding="utf-8")
+    assert sports_ray(folder, *words, "--heat").code == 0
+    assert "heat of " in page.read_text(encoding="utf-8")
+    page.unlink()
+    shutil.rmtree(page.parent / "plots")
+    (page.parent / "plots").write_text("in the way")
+    shown = sports_ray(folder, *words)
+    assert shown.code == 0 and "plots" in next(event for event in shown.events if event["event"] == "report")["error"]
+
+
 def test_another_average_or_a_member_alone_computes_nothing_anew(
     place: Path, done: tuple[Path, Shown], tmp_path: Path
 ) -> None:

@@ -21,9 +21,9 @@ from tests.support.shell import Shown, sports_ray
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """set/ with three sports, and runs/run, which was stopped once and then trained to its end."""
     folder = tmp_path_factory.mktemp("report")
-    draw_demo(folder / "set", classes=3, per_class=12, size=80, seed=1)
-    config = small_config(folder / "set", folder / "runs", data__image_size=64, loop__epochs=3)
-    assert train_in_child(config, stop_at=3) == 75
+    draw_demo(folder / "set", classes=3, per_class=8, size=80, seed=1)
+    config = small_config(folder / "set", folder / "runs", data__image_size=64)
+    assert train_in_child(config, stop_at=2) == 75
     assert train_in_child(config) == 0
     return folder
 
@@ -42,10 +42,14 @@ def test_report_of_a_resumed_run_has_its_curves_its_resume_and_its_command(place
     page = pages.Page.of(text)
     assert len(page.all("line", "mark")) == 3, "one resume in three charts"
     record = json.loads((place / "runs/run/run.json").read_text())
-    for words in (record["data"]["fingerprint"], "basketball", "trained to its end", "[optim]", "36 training images"):
+    for words in (record["data"]["fingerprint"], "basketball", "trained to its end", "[optim]", "24 training images"):
         assert words in page.text, words
     plots = sorted(path.name for path in (place / "runs/run/plots").iterdir())
     assert plots == ["accuracy-run.png", "loss-run.png", "photographs-run.png", "rate-run.png"]
+
+
+@pytest.mark.long
+def test_moved_run_has_its_report_too_and_the_report_disturbs_no_other_command(place: Path) -> None:
     moved = place / "moved"
     shutil.copytree(place / "runs/run", moved, ignore=shutil.ignore_patterns("report.html", "plots"))
     again = sports_ray(place, "report", "moved", "--json")
@@ -57,7 +61,7 @@ def evaluation(place: Path) -> Path:
     """Made-up scores of the run's classes, on photographs that are really there."""
     folder = place / "runs/evaluations/made-up"
     if not folder.exists():
-        record = made_up(folder, classes=["basketball", "swimming", "tennis"], each=20)
+        record = made_up(folder, classes=["basketball", "swimming", "tennis"], each=10)
         record["members"] = [{"name": "convnext", "run": "/gone/runs/run", "weights": "best"}]
         (folder / "scores.json").write_text(json.dumps(record))
     return folder
@@ -78,8 +82,6 @@ def test_report_of_an_evaluation_finds_its_run_beside_it_and_lays_its_heat_over_
     for words in ("Training of convnext", "Grad-CAM", "By water", "Sessions of convnext"):
         assert words in page.text, words
     assert (folder / "plots/loss-convnext.png").is_file()
-    cold = sports_ray(place, "report", str(folder), "--no-heat")
-    assert cold.code == 0 and "heat of " not in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_explain_writes_an_overlay_of_each_photograph_and_tells_of_bad_ones(place: Path, tmp_path: Path) -> None:
@@ -94,8 +96,8 @@ def test_explain_writes_an_overlay_of_each_photograph_and_tells_of_bad_ones(plac
         path.relative_to(tmp_path / "photos").with_suffix(".png") for path in (tmp_path / "photos").rglob("0*.jpg")
     }
     found = {path.relative_to(tmp_path / "seen") for path in (tmp_path / "seen").rglob("*.*")}
-    assert found == wanted and len(found) == 6
-    assert "explained   6 photographs in seen, 1 cannot be read" in shown.out
+    assert found == wanted and len(found) == 4
+    assert "explained   4 photographs in seen, 1 cannot be read" in shown.out
     for name in found:
         overlay = Image.open(tmp_path / "seen" / name)
         assert overlay.format == "PNG" and overlay.size == (64, 64)
@@ -110,24 +112,32 @@ def test_explain_writes_an_overlay_of_each_photograph_and_tells_of_bad_ones(plac
 
 
 def test_mistakes_are_one_clear_line(place: Path, tmp_path: Path) -> None:
-    run = str(place / "runs/run")
     assert "got nowhere; wanted a run in runs, the path of one, or an evaluation's folder" in one_line(
         sports_ray(tmp_path, "report", "nowhere")
     )
+    folder = evaluation(place)
+    assert "absent.csv" in one_line(sports_ray(place, "report", str(folder), "--groups", "absent.csv"))
+    explain = ("explain", "--run", str(place / "runs/run"), "--images")
+    assert "did you mean 'tennis'" in one_line(
+        sports_ray(tmp_path, *explain, str(place / "set/test"), "--class", "tenis")
+    )
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    bad = sports_ray(tmp_path, *explain, "bad.jpg")
+    assert bad.code == 2 and "1, none of which can be read" in bad.err and "Traceback" not in bad.err
+    assert not (tmp_path / "explained").exists()
+
+
+@pytest.mark.long
+def test_rarer_mistakes_are_one_clear_line_too(place: Path, tmp_path: Path) -> None:
     assert "no evaluation; wanted a folder with scores.json" in one_line(
         sports_ray(place, "report", "runs/run", "--groups", "groups.csv")
     )
     folder = evaluation(place)
-    assert "absent.csv" in one_line(sports_ray(place, "report", str(folder), "--groups", "absent.csv"))
     assert "--run; got elsewhere" in one_line(sports_ray(place, "report", str(folder), "--run", "elsewhere"))
-    photos = str(place / "set/test")
-    explain = ("explain", "--run", run, "--images")
-    assert "did you mean 'tennis'" in one_line(sports_ray(tmp_path, *explain, photos, "--class", "tenis"))
+    explain = ("explain", "--run", str(place / "runs/run"), "--images")
     assert "got absent; wanted a photograph" in one_line(sports_ray(tmp_path, *explain, "absent"))
     (tmp_path / "empty").mkdir()
     assert "got no photograph" in one_line(sports_ray(tmp_path, *explain, "empty"))
-    (tmp_path / "bad.jpg").write_bytes(b"x")
-    bad = sports_ray(tmp_path, *explain, "bad.jpg")
-    assert bad.code == 2 and "1, none of which can be read" in bad.err and "Traceback" not in bad.err
+    photos = str(place / "set/test")
     assert "wanted a run" in one_line(sports_ray(tmp_path, "explain", "--run", "none", "--images", photos))
     assert not (tmp_path / "explained").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from tests.support.members import tree
@@ -42,11 +43,13 @@ def _command(folder: Path, words: tuple[str, ...], die: Moment | None, count: bo
 
 
 def results(store: Path) -> dict[str, bytes]:
-    """All that evaluations and predictions have left in a store, without the words of the command."""
+    """All that evaluations and predictions have left in a store, without the words of the command and where it lies."""
     found = {name: data for name, data in tree(store).items() if name.split("/")[0] in ("predictions", "evaluations")}
     for name, data in found.items():
         if name.endswith("scores.json"):
             scores = json.loads(data)
             kept = {key: value for key, value in scores.items() if key not in (*CLOCKS, "sha256")}
             found[name] = json.dumps(kept, sort_keys=True).encode()
+        elif name.endswith("report.html"):
+            found[name] = re.sub(b"<pre>.*?</pre>", b"", data, flags=re.DOTALL).replace(bytes(store.parent), b"")
     return {name: data for name, data in found.items() if not name.endswith(".log")}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 
+import matplotlib.backends.backend_agg  # noqa: F401  (by the page's plots)
 import pandas  # noqa: F401  (by pyarrow, for the manifest)
 import tensorboardX  # noqa: F401
 import torch._dynamo  # noqa: F401  (by torch's optimisers)

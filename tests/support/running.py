@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.support.runs import FORKS
@@ -25,7 +26,9 @@ LIMIT = 90.0
 class Running:
     """`sports-ray WORDS` with `folder` as the current one; a context manager that leaves no process behind."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        """environment: variables that the command finds besides those there are."""
+        self._environment = dict(environment)
         folder.mkdir(parents=True, exist_ok=True)
         self._files = [folder / f".{name}" for name in ("out", "err", "imported")]
         self._counter = folder / ".steps"
@@ -35,7 +38,9 @@ class Running:
         self._start(folder, words)
 
     def _start(self, folder: Path, words: tuple[str, ...]) -> None:
-        self._process = FORKS.Process(target=_command, args=(words, folder, self._files, self._counter))
+        self._process = FORKS.Process(
+            target=_command, args=(words, folder, self._files, self._counter, self._environment)
+        )
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -109,7 +114,8 @@ class Started(Running):
     def _start(self, folder: Path, words: tuple[str, ...]) -> None:
         command = [sys.executable, "-m", "sports_ray", *words]
         with self._files[0].open("w") as out, self._files[1].open("w") as err:
-            self._child = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err)
+            environment = {**os.environ, **self._environment}
+            self._child = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, env=environment)
         self.pid = self._child.pid
 
     def __exit__(self, *exception: object) -> None:
@@ -124,7 +130,10 @@ class Started(Running):
         self._child.wait(seconds)
 
 
-def _command(words: tuple[str, ...], folder: Path, files: list[Path], counter: Path) -> None:
+def _command(
+    words: tuple[str, ...], folder: Path, files: list[Path], counter: Path, environment: Mapping[str, str]
+) -> None:
+    os.environ.update(environment)
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     handle = os.open(counter, os.O_WRONLY | os.O_APPEND)

@@ -45,6 +45,10 @@ def sports_ray(folder: Path, *words: str, timeout: float = 60.0) -> Shown:
 
 
 def _call(words: tuple[str, ...], folder: Path, files: list[Path]) -> None:
+    import torch
+
+    # Of models that a command runs without a word on threads: they would wait for each other where tests share the cores.
+    torch.set_num_threads(1)
     os.chdir(folder)
     for number, path in zip((1, 2), files, strict=False):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

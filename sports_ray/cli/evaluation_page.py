@@ -1,0 +1,41 @@
+"""The page of an evaluation, written together with its scores: at once, so without heat unless that is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sports_ray.errors import SportsRayError
+
+if TYPE_CHECKING:
+    from sports_ray.cli.show import Show
+    from sports_ray.predict.plan import Plan
+
+PAGE, PLOTS = "report.html", "plots"
+
+
+def drop_page(plan: Plan) -> None:
+    """Takes away the page of what is about to be scored anew: where there are scores, the page is theirs."""
+    if "://" not in plan.out:
+        plan.storage().delete(PAGE)
+
+
+def show_page(plan: Plan, show: Show, *, heat: bool, anew: bool) -> None:
+    """Writes the page if it is not there, or if `anew`, and names it. One that cannot be written costs a warning.
+
+    heat: with Grad-CAM laid over the mistakes, which loads a model and decodes photographs."""
+    if "://" in plan.out:
+        return  # a page is written from a folder; `sports-ray report` needs a copy of it
+    try:
+        storage = plan.storage()
+        if anew or not storage.exists(PAGE):
+            from sports_ray.cli.report import write_report
+            from sports_ray.predict.blocks import sweep
+
+            for folder in ("", PLOTS):  # of a death while it was written
+                sweep(storage, folder)
+            write_report(plan.out, plan.home, heat=heat)
+    except SportsRayError as error:
+        show.fact("report", f"! not written: {error}", error=str(error))
+        return
+    page = f"{plan.out}/{PAGE}"
+    show.fact("report", page, path=page)
