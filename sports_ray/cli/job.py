@@ -56,6 +56,8 @@ def check_store(name: str, params: Mapping[str, Any]) -> None:
 
 def store_of(params: Mapping[str, Any]) -> str:
     """Where the words, or the recipe they name, have the results kept; empty if they do not say."""
+    if "models" in params:  # a sweep lies where --store says; its trials' own settings change nothing
+        return str(params["store"])
     for override in reversed(params.get("overrides") or ()):
         if override.startswith("store.root="):
             return str(override).partition("=")[2]

@@ -30,7 +30,7 @@ must be installed there. Paths are those of the cluster. A job that is running a
 leaves it running. Exit codes are the job's own: 0 done, 2 your mistake, 3 failed, 75 stopped; 128 and more: killed.
 """
 _BLOCKS = ("work", "block", "fitting", "scoring")
-_RAYS_OWN = (" INFO job_manager.py:", "Running entrypoint for job ")
+_RAYS_OWN = ("\tINFO job_manager.py:", "Running entrypoint for job ")
 """What Ray writes into a job's log."""
 _ADDRESS = click.option(
     "--address", default="", metavar="URL", help="Of the dashboard. Default: RAY_ADDRESS, or http://127.0.0.1:8265."
@@ -66,7 +66,8 @@ def submit(
     sent, files = settle(list(words))
     variables = parse_environment(environment)
     mirror = Mirror(as_json)
-    from sports_ray.orchestrate.jobs import Jobs, Patience, patiently
+    from sports_ray.orchestrate.follow import Patience, patiently
+    from sports_ray.orchestrate.jobs import Jobs
 
     jobs = Jobs(address)
     job = jobs.running(sent)
@@ -165,7 +166,7 @@ class Mirror:
 
     def follow(self, jobs: Jobs, job: Job) -> Job:
         """Shows the job's log to its end; how it ended."""
-        from sports_ray.orchestrate.jobs import Follower, Patience, patiently
+        from sports_ray.orchestrate.follow import Follower, Patience, patiently
 
         for line, live in Follower(jobs, job.id, self.trouble):
             self.line(line, live)
@@ -185,6 +186,10 @@ class Mirror:
             pass  # the same, in words, is the next line
         elif "text" in record:
             self._show.fact(record["event"], record["text"])
+        elif "trial" in record:
+            from sports_ray.cli.sweep_show import SweepShow
+
+            SweepShow(self._show).event(record["trial"], {"kind": record["event"], **record})
         elif record["event"] in _BLOCKS:
             self._blocks.event({"kind": record["event"], **record})
         elif live or record["event"] != "step":
@@ -226,12 +231,13 @@ def settle(words: list[str]) -> tuple[list[str], list[Path]]:
     data = str(params.get("data_root") or params.get("data") or "/")
     if not lasts(data):
         raise ConfigError("--data", got=data, want="an absolute path, or an address, as the cluster's nodes see it")
-    files = []
-    recipe = str(params.get("recipe") or "")
-    if recipe.endswith(".toml"):
-        files.append(Path(recipe))
-        words = [files[0].name if word == recipe else word for word in words]
-        words = [f"--recipe={files[0].name}" if word == f"--recipe={recipe}" else word for word in words]
+    given = params.get("recipes") or [params.get("recipe") or ""]
+    files = [Path(recipe) for recipe in given if recipe.endswith(".toml")]
+    if len({path.name for path in files}) < len(files):
+        raise ConfigError("--recipe", got="two files of one name", want="names that differ", cure="rename one of them")
+    for path in files:  # there it lies in the job's own folder
+        names = {str(path): path.name, f"--recipe={path}": f"--recipe={path.name}"}
+        words = [names.get(word, word) for word in words]
     return [*words, "--json"], files
 
 

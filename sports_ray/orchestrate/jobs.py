@@ -1,8 +1,7 @@
-"""Jobs of a Ray cluster: submitted, followed through lost connections, listed, stopped. Talks to its Job API alone."""
+"""Jobs of a Ray cluster: submitted, listed, stopped. Talks to its Job API alone; `follow.py` reads their logs."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -11,10 +10,10 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 from ray.exceptions import AuthenticationError
@@ -27,24 +26,17 @@ DASHBOARD = "http://127.0.0.1:8265"
 """Where a cluster on this machine answers, or a tunnel to one elsewhere."""
 STOP_SECONDS = 60
 """How long a stopped job may take for its last commit; Ray's own setting is 3."""
-PATIENCE = 600.0
-"""Seconds for which a cluster may be out of reach before nobody waits any longer; the job goes on without us."""
 ANSWER_SECONDS = (10, 120)
 """To connect; to answer. Ray's client would wait for ever."""
-QUIET_SECONDS = 20.0
-"""How long a log may be silent until the cluster is asked whether the job still runs."""
-RETRY_SECONDS = 1.0
 LOST, STOPPED = "LOST", "STOPPED"
 _OWN_CODES = (0, 2, 3, 75, 130)
-_CUT = (OSError, RuntimeError, TimeoutError, aiohttp.ClientError)
+CUT = (OSError, RuntimeError, TimeoutError, aiohttp.ClientError)
 """What a lost connection, or a cluster that is just going away, may raise; requests' errors are OSErrors."""
 _LOGGERS = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
 )
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +104,7 @@ class Jobs:
         except (OSError, RuntimeError) as error:
             raise ConfigError(
                 "--address",
-                got=f"{self.address}: {_first_line(error)}",
+                got=f"{self.address}: {first_line(error)}",
                 want="the address of a cluster's dashboard",
                 cure="`ray dashboard cluster.yaml` or `ssh -L 8265:localhost:8265 HEAD`, then --address " + DASHBOARD,
             ) from error
@@ -137,7 +129,7 @@ class Jobs:
                     return self.info(name)
                 except RuntimeError as error:
                     if "already exists" not in str(error):
-                        raise TrainingError("the cluster did not take the job", got=_first_line(error)) from error
+                        raise TrainingError("the cluster did not take the job", got=first_line(error)) from error
                     number += 1
 
     def running(self, words: Sequence[str]) -> Job | None:
@@ -189,125 +181,6 @@ class Jobs:
         )
 
 
-class Follower:
-    """The log of a job, line by line to its end, through lost connections: no line is missed, none comes twice."""
-
-    def __init__(self, jobs: Jobs, job: str, trouble: Callable[[str], None], patience: float = PATIENCE) -> None:
-        """`trouble` is told when the cluster cannot be reached, and when it can again."""
-        self._jobs, self._job, self._trouble = jobs, job, trouble
-        self._patience = Patience(job, trouble, patience)
-        self._seen = 0  # characters
-        self._rest = ""
-
-    def __iter__(self) -> Iterator[tuple[str, bool]]:
-        """(line, whether it was written while somebody followed). Raises TrainingError when patience is at its end."""
-        live = False
-        while True:
-            try:
-                job = self._jobs.info(self._job)  # asked first: the log of a job that is over is read whole
-                if job.status == LOST:
-                    return
-                for line in self._take(self._log(job)[self._seen :]):
-                    yield line, live
-                self._patience.answered()
-                if job.over:
-                    if self._rest:
-                        yield self._rest, live
-                    return
-                live = True
-                for piece in self._pieces():
-                    for line in self._take(piece):
-                        yield line, True
-            except _CUT as error:
-                self._patience.failed(error)
-
-    def _log(self, job: Job) -> str:
-        try:
-            return self._jobs.log(job.id)
-        except RuntimeError as error:
-            if not job.over:
-                raise
-            # It lies on the node where the job ran, which may have gone with it.
-            self._trouble(f"the end of its log cannot be read ({_first_line(error)})")
-            return ""
-
-    def _take(self, text: str) -> list[str]:
-        self._seen += len(text)
-        *lines, self._rest = (self._rest + text).split("\n")
-        return lines
-
-    def _pieces(self) -> Iterator[str]:
-        """What the connection brings beyond what was seen; it ends with the job."""
-        skip = self._seen
-        loop = asyncio.new_event_loop()
-        tail: Any = self._jobs.tail(self._job)
-        pending: asyncio.Task[str] | None = None
-        try:
-            while True:
-                pending = pending or loop.create_task(anext(tail))
-                done, _ = loop.run_until_complete(asyncio.wait({pending}, timeout=QUIET_SECONDS))
-                if not done:
-                    if self._jobs.info(self._job).over:
-                        return
-                    continue
-                finished, pending = pending, None
-                try:
-                    piece = finished.result()
-                except StopAsyncIteration:
-                    return
-                old, skip = min(skip, len(piece)), max(0, skip - len(piece))
-                if piece[old:]:
-                    yield piece[old:]
-        finally:
-            if pending is not None:
-                pending.cancel()
-                loop.run_until_complete(asyncio.wait({pending}))
-            loop.run_until_complete(tail.aclose())
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-
-
-class Patience:
-    """Waits between tries while a cluster does not answer, tells when it begins and ends, and gives up in the end."""
-
-    def __init__(self, job: str, trouble: Callable[[str], None], seconds: float = PATIENCE) -> None:
-        self._job, self._trouble, self._seconds = job, trouble, seconds
-        self._away: float | None = None
-
-    def answered(self) -> None:
-        if self._away is not None:
-            self._trouble("the cluster answers again")
-        self._away = None
-
-    def failed(self, error: BaseException) -> None:
-        """Returns when it is time for another try; TrainingError when there were enough."""
-        now = time.monotonic()
-        if self._away is None:
-            self._away = now
-            self._trouble(
-                f"the cluster does not answer ({_first_line(error)}): trying again, its jobs go on without us"
-            )
-        if now - self._away > self._seconds:
-            raise TrainingError(
-                f"the cluster has not answered for {self._seconds:.0f} s",
-                got=_first_line(error),
-                cure=f"when it is back, `sports-ray logs {self._job} --follow` goes on from here",
-            ) from error
-        time.sleep(RETRY_SECONDS)
-
-
-def patiently(act: Callable[[], Answer], patience: Patience) -> Answer:
-    """What `act` returns, once the cluster answers."""
-    while True:
-        try:
-            found = act()
-        except _CUT as error:
-            patience.failed(error)
-        else:
-            patience.answered()
-            return found
-
-
 def stage(folder: Path, files: Sequence[Path]) -> None:
     """Puts this package, and `files`, into `folder`, as every node shall find them."""
     package = Path(sports_ray.__file__).parent
@@ -356,5 +229,5 @@ def _job(details: Any) -> Job:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
