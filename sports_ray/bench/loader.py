@@ -80,9 +80,9 @@ def bench_loader(setting: Setting, say: Say = lambda line: None) -> list[Figure]
                 source, images = (large, quarter) if case.large else (manifest, setting.images)
                 say(case.words)
                 turns = {
-                    "ours": partial(_rate, partial(_ours, source, setting.size, case, 0.0), images),
-                    "cached": partial(_rate, partial(_ours, source, setting.size, case, CACHE_GB), images, source),
-                    "timm": partial(_rate, partial(_timm, source, setting.size, case), images),
+                    "ours": partial(rate, partial(stream_of, source, setting.size, case, 0.0), images),
+                    "cached": partial(rate, partial(stream_of, source, setting.size, case, CACHE_GB), images, source),
+                    "timm": partial(rate, partial(_timm, source, setting.size, case), images),
                 }
                 figures += _figures(case, take_turns(setting.rounds, turns, say))
             return figures
@@ -104,7 +104,7 @@ def _figures(case: Case, values: dict[str, list[float]]) -> list[Figure]:
     ]
 
 
-def _rate(batches: Callable[[], Iterator[int]], images: int, warm: Manifest | None = None) -> float:
+def rate(batches: Callable[[], Iterator[int]], images: int, warm: Manifest | None = None) -> float:
     """Images per second of core time; not of the first batch, or with `warm` the two epochs that fill its cache."""
     sizes = batches()
     skipped = 2 * warm.rows("train").num_rows if warm else 1
@@ -118,7 +118,7 @@ def _rate(batches: Callable[[], Iterator[int]], images: int, warm: Manifest | No
     return done / seconds
 
 
-def _ours(manifest: Manifest, size: int, case: Case, cache_gb: float) -> Iterator[int]:
+def stream_of(manifest: Manifest, size: int, case: Case, cache_gb: float) -> Iterator[int]:
     """Sizes of the batches that were made, without end."""
     rows = manifest.rows("train").num_rows
     spec = ImageSpec(

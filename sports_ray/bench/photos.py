@@ -51,16 +51,16 @@ def enlarged(manifest: Manifest, folder: Path, count: int, width: int = 1024, he
     return Manifest(str(folder), manifest.classes, chosen)
 
 
-def linked(manifest: Manifest, folder: Path, count: int) -> Path:
-    """At most `count` training photographs, evenly chosen, as links (of a pack: files) in a tree train/CLASS/FILE that all
-    sides read."""
+def linked(manifest: Manifest, folder: Path, count: int, split: str = "train", repeat: bool = False) -> Path:
+    """At most `count` training photographs, evenly chosen, as links (of a pack: files) in a tree SPLIT/CLASS/FILE that all
+    sides read. repeat: exactly `count`; where there are fewer, they come again."""
     files = open_files(manifest.root)
     rows = manifest.rows("train")
-    count = min(count, rows.num_rows)
+    count = count if repeat else min(count, rows.num_rows)
     chosen = rows.take([index * rows.num_rows // count for index in range(count)])
     pairs = zip(chosen.column("path").to_pylist(), chosen.column("label").to_pylist(), strict=True)
     for index, (path, label) in enumerate(pairs):
-        link = folder / "train" / f"{label:05d}" / f"{index:07d}{Path(path).suffix}"
+        link = folder / split / f"{label:05d}" / f"{index:07d}{Path(path).suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
         original = Path(manifest.root) / path
         if original.exists():

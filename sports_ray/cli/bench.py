@@ -24,6 +24,8 @@ def bench() -> None:
     sports-ray bench checkpoint                          what a commit costs
     sports-ray bench start                               how long until the first step
     sports-ray bench recovery                            after each death, against plain Ray Train
+    sports-ray bench pack                                packs against files
+    sports-ray bench scale                               what 256 workers and 100 M images would do
 
     The sides take turns, and each figure is the median of its turns: compare ratios, for times are this machine's. Each
     takes up to eight minutes on two cores.
@@ -145,6 +147,60 @@ def recovery(as_json: bool, **options: Any) -> None:
     from sports_ray.bench.recovery import Setting, bench_recovery
 
     _show("recovery", bench_recovery(Setting(**options), dict(os.environ) | {"RAY_ADDRESS": ""}, _say), as_json)
+
+
+@bench.command()
+@data_option
+@click.option("--size", default=160, show_default=True, metavar="PX", help="Side of a training image.")
+@click.option("--images", default=512, show_default=True, type=click.IntRange(32), help="Images of a turn.")
+@click.option("--rows", default=100_000, show_default=True, type=click.IntRange(1000), help="Images of a pack to open.")
+@rounds_option
+@json_option
+def pack(as_json: bool, **options: Any) -> None:
+    """A pack against the files that it was made of: reading, the stream without a cache, opening, memory.
+
+    \b
+    sports-ray bench pack
+    sports-ray bench pack --data photos --size 224
+    """
+    from sports_ray.bench.pack import Setting, bench_pack
+
+    _show("pack", bench_pack(Setting(**options), _say), as_json)
+
+
+@bench.command()
+@click.option("--workers", default=256, show_default=True, type=click.IntRange(1))
+@click.option("--per-node", default=8, show_default=True, type=click.IntRange(1), help="Workers of a node.")
+@click.option("--images", default=100_000_000, show_default=True, type=click.IntRange(1), help="Of the training split.")
+@click.option("--checkpoint-gb", default=10.0, show_default=True, help="Size of a checkpoint.")
+@click.option("--node-hours", default=24.0, show_default=True, help="Mean life of a node.")
+@click.option(
+    "--storm-hours", default=24.0, show_default=True, help="Between losses of a quarter of all nodes; 0: none."
+)
+@click.option("--store-gb-s", default=2.0, show_default=True, help="What the store gives to all readers together.")
+@click.option("--node-memory-gb", default=1000.0, show_default=True)
+@click.option("--days", default=7.0, show_default=True, help="Length of the simulated run.")
+@click.option(
+    "--measure", default=1_000_000, show_default=True, type=click.IntRange(1000), help="Images to measure with."
+)
+@click.option(
+    "--measure-mb", default=512, show_default=True, type=click.IntRange(64), help="Checkpoint to measure with."
+)
+@json_option
+def scale(as_json: bool, measure: int, measure_mb: int, **options: Any) -> None:
+    """What a run would do at a size that is not here, simulated with constants measured here.
+
+    Which resource gives out first and at which size, and a week of deaths, storms and resizes at four numbers of
+    workers. See sports_ray/bench/scale.py for all that is assumed.
+
+    \b
+    sports-ray bench scale
+    sports-ray bench scale --workers 1024 --checkpoint-gb 40 --store-gb-s 10
+    """
+    from sports_ray.bench.scale import Setting
+    from sports_ray.bench.scale_measure import bench_scale
+
+    _show("scale", bench_scale(Setting(**options), measure, measure_mb, _say), as_json)
 
 
 def _say(line: str) -> None:

@@ -51,7 +51,10 @@ def parse_duration(text: str) -> float:
 
 @click.command(epilog=EXAMPLES)
 @click.option(
-    "--data", "data_root", metavar="DIR", help="Folder with train/ (val/, test/), or a CSV with path, label, split."
+    "--data",
+    "data_root",
+    metavar="DIR",
+    help="Folder with train/ (val/, test/), a CSV with path, label, split, or a pack.",
 )
 @click.option("--model", metavar="NAME", help="A timm model, or convnext_large, swinv2_large, swinv2_large_256.")
 @click.option("--recipe", metavar="R", help="Start from a recipe: a name of `sports-ray recipes`, or a .toml file.")

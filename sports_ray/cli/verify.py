@@ -58,4 +58,4 @@ def _findings(run: str, store: str, photos: bool, data_root: str | None) -> Iter
     config, manifest = load_run(run_dir)
     yield from verify_run(run_dir, config, manifest, record["data"]["fingerprint"])
     if photos:
-        yield from verify_photographs(replace(manifest, root=data_root) if data_root else manifest)
+        yield from verify_photographs(replace(manifest, root=data_root) if data_root else manifest, config.data)

@@ -1,9 +1,12 @@
-"""Photographs: from files on a disk to batches of tensors.
+"""Photographs: from files on a disk, or packs of them, to batches of tensors.
 
-What there is      listing    files of a folder tree, with what their folders say; csv_list: the same from a CSV list
+What there is      files      bytes of a folder or of a pack: all that the others know of where they lie
+                   listing    files of a folder tree, with what their folders say; csv_list: the same from a CSV list
                    inspect    what is recorded of one file; decode: bytes -> pixels, or an error
                    facts      that of all files, on all cores, remembered between runs
                    near       perceptual hashes, near-duplicates
+In a pack          pack       reading one; pack_list: its listing; pack_cache: those of s3:// and gs:// on this machine
+                   pack_write making one; pack_source: what goes into it; pack_shard: its files
 What is used       manifest   the table of a run's photographs; rules: what it refuses and what it notes
                    split      a validation split carved out of train
                    scan       every finding, for a report

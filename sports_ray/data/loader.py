@@ -10,7 +10,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -24,7 +23,7 @@ from sports_ray.data import augment as augmentation
 from sports_ray.data.cache import PixelCache, budget_bytes
 from sports_ray.data.decode import open_image
 from sports_ray.data.files import open_files
-from sports_ray.data.order import order
+from sports_ray.data.order import Orders
 from sports_ray.data.pool import Pool
 from sports_ray.errors import DataError
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 _AHEAD = 2
 _SHRINKS = (1, 2, 4, 8)
-_EPOCHS_REMEMBERED = 2
+_SLOTS_AT_ONCE = 1 << 16
 
 
 class Request(NamedTuple):
@@ -55,13 +54,21 @@ class Batch(NamedTuple):
     """int64 [n], rows of the split's table."""
 
 
+class Task(NamedTuple):
+    """What a process of the loader is asked for."""
+
+    request: Request
+    rows: NDArray[np.int64]
+    """[n], of the split's table."""
+
+
 class ImageStream(Iterator[Batch]):
     """Batches in the order of their requests; a context manager. Made by `stream`."""
 
     def __init__(self, reader: Reader, requests: Iterable[Request], processes: int) -> None:
         self._pinned = torch.cuda.is_available()
         self._reader = reader
-        self._pool = Pool[Request, NDArray[np.int64]](reader.fill, reader.size, processes) if processes else None
+        self._pool = Pool[Task, None](reader.fill_rows, reader.size, processes) if processes else None
         self._source = self._pooled(self._pool, requests) if self._pool else self._own(requests)
         # One thread works ahead: it decodes (processes = 0) or fetches, while the training thread computes.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -99,8 +106,10 @@ class ImageStream(Iterator[Batch]):
             rows = self._reader.fill(request, images.numpy().reshape(-1))
             yield self._batch(request, images, rows)
 
-    def _pooled(self, pool: Pool[Request, NDArray[np.int64]], requests: Iterable[Request]) -> Iterator[Batch]:
-        for request, pixels, rows in pool.results(requests):
+    def _pooled(self, pool: Pool[Task, None], requests: Iterable[Request]) -> Iterator[Batch]:
+        # An epoch's order is computed here, once, and not in each process: of 100 M images it takes 0.4 GB.
+        tasks = (Task(request, self._reader.rows(request)) for request in requests)
+        for (request, rows), pixels, _ in pool.results(tasks):
             images = self._empty(request)
             np.copyto(images.numpy().reshape(-1), pixels)
             yield self._batch(request, images, rows)
@@ -126,39 +135,52 @@ class Reader:
         self._files.fetch()
         tables = {split: manifest.rows(split) for split in ("train", "val")}
         self._paths = {split: table.column("path") for split, table in tables.items()}
-        self._labels = {split: table.column("label").to_numpy().astype(np.int64) for split, table in tables.items()}
+        self._labels = {split: table.column("label").to_numpy() for split, table in tables.items()}
         self._sizes = {
-            split: np.stack([table.column(side).to_numpy().astype(np.int64) for side in ("width", "height")], axis=1)
+            split: np.stack([table.column(side).to_numpy() for side in ("width", "height")], axis=1)
             for split, table in tables.items()
         }
         self._cache = self._new_cache(budget_bytes(data.cache_gb))
-        rows = len(tables["train"])
-        self._order = lru_cache(maxsize=_EPOCHS_REMEMBERED)(lambda epoch: order(seed, epoch, rows))
+        self._orders = Orders(seed, len(tables["train"]))
 
     def shape(self, request: Request) -> tuple[int, int, int, int]:
         side = self._spec.train_size if request.split == "train" else self._spec.eval_size
         return request.stop - request.start, 3, side, side
 
-    def size(self, request: Request) -> int:
-        """Bytes of a request's images."""
-        return int(np.prod(self.shape(request)))
+    def size(self, task: Task) -> int:
+        """Bytes of a task's images."""
+        return int(np.prod(self.shape(task.request)))
 
     def labels(self, request: Request, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self._labels[request.split][rows]
+        return self._labels[request.split][rows].astype(np.int64)
+
+    def path(self, split: str, row: int) -> str:
+        """Below the manifest's root."""
+        return str(self._paths[split][row].as_py())
+
+    def rows(self, request: Request) -> NDArray[np.int64]:
+        """Rows of the split's table that a request asks for, int64 [n]."""
+        if request.split == "val":
+            return np.arange(request.start, request.stop)
+        return self._orders.of(request.epoch)[request.start : request.stop].astype(np.int64)
 
     def fill(self, request: Request, buffer: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Write the images [n, 3, S, S] into a flat buffer and return their rows. DataError names a file at fault."""
+        rows = self.rows(request)
+        self.fill_rows(Task(request, rows), buffer)
+        return rows
+
+    def fill_rows(self, task: Task, buffer: NDArray[np.uint8]) -> None:
+        """As `fill`, where the rows are known."""
+        request, rows = task
         images = buffer.reshape(self.shape(request))
         if request.split == "val":
-            rows = np.arange(request.start, request.stop)
             for image, row in zip(images, rows.tolist(), strict=True):
                 np.copyto(image, self._evaluated(row))
-            return rows
-        rows = self._order(request.epoch)[request.start : request.stop].copy()
+            return
         draws = augmentation.draws(self._seed, request.epoch, request.start, request.stop)
         for image, row, u in zip(images, rows.tolist(), draws, strict=True):
             np.copyto(image, self._augmented(row, u))
-        return rows
 
     def _evaluated(self, row: int) -> NDArray[np.uint8]:
         image = self._cache.get(row)
@@ -181,7 +203,7 @@ class Reader:
         return augmentation.apply(torch.from_numpy(kept).permute(2, 0, 1), params, self._spec, shrink).numpy()
 
     def _decoded(self, split: str, row: int, shrink: int = 1) -> Tensor:
-        path = self._paths[split][row].as_py()
+        path = self.path(split, row)
         try:
             image = open_image(self._files.read(path), max_pixels=self._max_pixels)
             found, listed = [image.width, image.height], self._sizes[split][row].tolist()
@@ -198,13 +220,19 @@ class Reader:
     def _new_cache(self, budget: int) -> PixelCache:
         """Slots for validation images, ready for the model; then for each training image as decoded, at each scale that
         its crops may ask for."""
-        width, height = self._sizes["train"].T
-        shrinks = np.array(_SHRINKS)[None]
-        train = 3 * -(-width[:, None] // shrinks) * -(-height[:, None] // shrinks)
-        possible = np.minimum(width, height)[:, None] >= shrinks * self._spec.train_size
-        train[:, 1:] *= possible[:, 1:] & (self._augment.crop == "random")
-        val = np.full(len(self._paths["val"]), 3 * self._spec.eval_size**2, np.int64)
-        return PixelCache(np.concatenate([val, train.reshape(-1)]), budget)
+        sizes = [np.full(len(self._paths["val"]), 3 * self._spec.eval_size**2, np.int64)]
+        shrinks, room = np.array(_SHRINKS)[None], budget - int(sizes[0].sum())
+        # Slots are filled from the first on: those behind the budget need no size, of 100 M images 3 GB of them.
+        for start in range(0, len(self._sizes["train"]), _SLOTS_AT_ONCE):
+            width, height = self._sizes["train"][start : start + _SLOTS_AT_ONCE].astype(np.int64).T
+            train = 3 * -(-width[:, None] // shrinks) * -(-height[:, None] // shrinks)
+            possible = np.minimum(width, height)[:, None] >= shrinks * self._spec.train_size
+            train[:, 1:] *= possible[:, 1:] & (self._augment.crop == "random")
+            sizes.append(train.reshape(-1))
+            room -= int(train.sum())
+            if room < 0:
+                break
+        return PixelCache(np.concatenate(sizes), budget)
 
 
 def stream(

@@ -15,6 +15,9 @@ OTHER_CLASS_BITS = 6
 FLAT = 0
 """The hash of an image without structure; it is near to nothing."""
 
+_CHANCE_BITS, _CHANCE_PAIRS = 12, 740_000
+"""One pair of unrelated photographs in so many is as near as this, as measured above; fivefold with every two bits."""
+
 _BLOCK = 2048
 
 
@@ -50,8 +53,9 @@ def near_pairs(hashes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Pairs of rows of near images: uint64 [n], int [n] -> int64 [k, 2].
 
     Exact for distinct (hash, label): two of them within OTHER_CLASS_BITS, or within SAME_CLASS_BITS in one class
-    (labels below 0 are no class). Rows that share both are joined as a star to the first of them, so that a thousand
-    equal images give a thousand pairs and not a million. Flat images stand in no pair."""
+    (labels below 0 are no class); within fewer where there are so many that chance would make pairs (`trusted_bits`).
+    Rows that share both are joined as a star to the first of them, so that a thousand equal images give a thousand pairs
+    and not a million. Flat images stand in no pair."""
     rows = np.flatnonzero(hashes != FLAT)
     if len(rows) < 2:
         return np.empty((0, 2), np.int64)
@@ -60,11 +64,26 @@ def near_pairs(hashes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     inverse = inverse.ravel()
     stars = np.stack([rows[first[inverse]], rows], axis=1)
     chosen = np.sort(rows[first])
-    found = [stars[stars[:, 0] != stars[:, 1]], *_within(hashes, chosen, OTHER_CLASS_BITS)]
-    for label in np.unique(labels[chosen]).tolist():
-        if label >= 0:
-            found += _within(hashes, chosen[labels[chosen] == label], SAME_CLASS_BITS)
+    found = [stars[stars[:, 0] != stars[:, 1]], *_within(hashes, chosen, trusted_bits(len(chosen), OTHER_CLASS_BITS))]
+    for members in _by_label(chosen, labels):
+        found += _within(hashes, members, trusted_bits(len(members), SAME_CLASS_BITS))
     return np.unique(np.concatenate(found), axis=0)
+
+
+def trusted_bits(count: int, most: int) -> int:
+    """Largest distance, up to `most`, at which chance makes a pair for one in a hundred of `count` images at most.
+
+    `most` up to 1.8 million images at 6 bits and 74,000 at 10. Beyond, all would hang together in the end, and what is
+    compared would grow with the square: 100 M images would take days, and take minutes with the one bit left to them."""
+    chances = ((bits, 5.0 ** ((bits - _CHANCE_BITS) / 2) / _CHANCE_PAIRS) for bits in range(most, 0, -1))
+    return next((bits for bits, chance in chances if count * chance / 2 <= 0.01), 0)
+
+
+def _by_label(rows: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """Rows of each label that is a class, each in their order."""
+    order = np.argsort(labels[rows], kind="stable")
+    parts = np.split(rows[order], np.flatnonzero(np.diff(labels[rows][order])) + 1)
+    return [part for part in parts if labels[part[0]] >= 0]
 
 
 def _within(hashes: np.ndarray, rows: np.ndarray, bits: int) -> list[np.ndarray]:
@@ -77,9 +96,10 @@ def _within(hashes: np.ndarray, rows: np.ndarray, bits: int) -> list[np.ndarray]
     for low, high in zip(cuts, cuts[1:], strict=False):
         piece = (hashes[rows] >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(piece, kind="stable")
-        starts = np.flatnonzero(np.diff(piece[order]))
-        for bucket in np.split(rows[order], starts + 1):
-            found += _compare(hashes, bucket, bits)
+        starts = np.flatnonzero(np.diff(piece[order], prepend=~piece[order[:1]]))
+        lengths = np.diff(starts, append=len(rows))
+        for start, length in zip(starts[lengths > 1].tolist(), lengths[lengths > 1].tolist(), strict=True):
+            found += _compare(hashes, rows[order[start : start + length]], bits)
     return found
 
 

@@ -8,6 +8,8 @@ numpy's permutations and samplers may.
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,8 @@ ORDER, AUGMENT, MIX, DROP = 1, 2, 3, 4
 
 _WORD = (1 << 64) - 1
 _WORDS_PER_BLOCK = 4
+_AHEAD_FROM = 1_000_000
+"""Images from which on an order takes long enough to be computed by a thread beside."""
 
 
 def generator(seed: int, domain: int, *counter: int) -> np.random.Generator:
@@ -40,6 +44,34 @@ def order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     """Row of the training table at each position of an epoch: a permutation, int64 [n]."""
     raw = generator(seed, ORDER, epoch).bit_generator.random_raw(n)
     return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
+
+
+class Orders:
+    """Orders of the epochs of a run, as rows int32 [n] (int64 from 2^31 on); that of the next epoch is computed ahead.
+
+    Of 100 M images one takes seconds (`bench scale`), in which no batch would be made where an epoch begins."""
+
+    def __init__(self, seed: int, n: int) -> None:
+        self._seed, self._n = seed, n
+        self._found: dict[int, NDArray[np.signedinteger]] = {}
+        self._ahead: threading.Thread | None = None
+
+    def of(self, epoch: int) -> NDArray[np.signedinteger]:
+        """Row of the training table at each position of an epoch: see `order`."""
+        if epoch not in self._found and self._ahead is not None:
+            self._ahead.join()
+        if epoch not in self._found:
+            self._find(epoch)
+        for other in [other for other in self._found if other not in (epoch, epoch + 1)]:
+            del self._found[other]
+        running = self._ahead is not None and self._ahead.is_alive()
+        if self._n >= _AHEAD_FROM and epoch + 1 not in self._found and not running:
+            self._ahead = threading.Thread(target=self._find, args=(epoch + 1,), name="order", daemon=True)
+            self._ahead.start()
+        return self._found[epoch]
+
+    def _find(self, epoch: int) -> None:
+        self._found[epoch] = order(self._seed, epoch, self._n).astype(np.int32 if self._n < 2**31 else np.int64)
 
 
 def spans(n: int, parts: int, index: int) -> tuple[int, int]:

@@ -65,7 +65,9 @@ class Cache:
     def enter(self, key: str) -> Path:
         """The folder of a pack, which nobody deletes while this process lives."""
         place = self.folder / key
-        with self._usable(), locked(self.folder / "lock"):
+        with usable(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with usable(self.folder), locked(self.folder / "lock"):
             place.mkdir(exist_ok=True)
             handle = os.open(place / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             fcntl.flock(handle, fcntl.LOCK_SH)  # kept until the process ends
@@ -76,7 +78,7 @@ class Cache:
         """Makes room for a pack of `size` bytes: the least recently used go, if nobody uses them. DataError if that is
         not enough."""
         place = self.folder / key
-        with self._usable(), locked(self.folder / "lock"):
+        with usable(self.folder), locked(self.folder / "lock"):
             (place / "reserved").write_text(str(size))
             others = sorted((path for path in self.folder.iterdir() if path.is_dir() and path != place), key=_last_use)
             while lacking := self._lacking(place, size, others):
@@ -99,14 +101,6 @@ class Cache:
         if self._limit_gb < 0:
             limit = int(0.9 * (free + there + sum(_bytes_in(other) for other in others)))
         return max(0, held + size - limit, size - there - free)
-
-    @contextmanager
-    def _usable(self) -> Iterator[None]:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            yield
-        except OSError as error:
-            raise _unusable(self.folder, error) from error
 
 
 class CachedPlace:
@@ -133,7 +127,7 @@ class CachedPlace:
 
     def _bring(self, entries: list[FileEntry], reserve: int) -> None:
         """Fetches what of these is not there; one process at a time, the others wait and find it."""
-        with locked(self._folder / "fetching"):
+        with usable(self._folder), locked(self._folder / "fetching"):
             missing = [entry for entry in entries if not self._verify(entry)]
             if not missing:
                 return
@@ -161,8 +155,6 @@ class CachedPlace:
                 whole = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
         except FileNotFoundError:
             return False
-        except OSError as error:
-            raise _unusable(path, error) from error
         if whole:
             os.utime(path, ns=(VERIFIED, VERIFIED))
         else:
@@ -206,6 +198,15 @@ class CachedPlace:
             for path in folder.glob(".*.tmp"):
                 if is_temporary(path.name):
                     path.unlink(missing_ok=True)
+
+
+@contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Turns what the operating system refuses into a DataError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise _unusable(folder, error) from error
 
 
 @contextmanager

@@ -8,30 +8,28 @@ pack is committed), which names what it was made of: what is there already and m
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sports_ray.config import DataConfig
-from sports_ray.data.inspect import VERSION, Facts, inspect_bytes
+from sports_ray.data.inspect import VERSION, inspect_bytes
 from sports_ray.data.pack import (
-    BATCH_ROWS,
     INDEX_NAME,
     NAME,
     FileEntry,
     LocalPlace,
     Pack,
     PackRecord,
-    index_schema,
 )
 from sports_ray.data.pack_list import list_pack
+from sports_ray.data.pack_shard import QUALITY, Packed, index_batches, index_part, ipc_file, shard_file, shrunk
 from sports_ray.data.pack_source import Source, Sources, find_sources
 from sports_ray.errors import ConfigError, DataError, UserError
 from sports_ray.store.storage import Storage, is_temporary, open_storage
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-QUALITY = 92
-"""Of JPEGs that are encoded anew."""
 SHORT_SIDES = (16, 8192)
 SHARD_MB = (1, 512)
 _BYTES_PER_MB = 1_000_000
@@ -59,14 +55,6 @@ class PackReport:
     record: PackRecord
     made: int
     """Shards that were made now; the others were there."""
-
-
-class Packed(NamedTuple):
-    """A photograph as it will be packed."""
-
-    source: Source
-    data: bytes
-    facts: Facts
 
 
 def write_pack(
@@ -99,8 +87,8 @@ def write_pack(
         _tidy(storage, standing)
         return PackReport(storage.uri, standing, 0)
     parts, shards, made = _Shards(storage, sources, settings, packing).make()
-    batches = _batches(parts)
-    content = _file(batches, {})
+    batches = index_batches(parts)
+    content = ipc_file(batches, {})
     storage.write(INDEX_NAME, memoryview(content))
     record = PackRecord(
         images=len(sources.rows),
@@ -121,23 +109,6 @@ def write_pack(
     storage.write(NAME, record.to_bytes())
     _tidy(storage, record)
     return PackReport(storage.uri, record, made)
-
-
-def shrunk(data: bytes, short_side: int, facts: Facts) -> bytes:
-    """The same photograph upright as JPEG with this short side, px; the same bytes if it is no larger, or damaged."""
-    if not short_side or facts.fault or min(facts.width, facts.height) <= short_side:
-        return data
-    from PIL import Image
-
-    from sports_ray.data.decode import open_image, shrink_to
-
-    image = open_image(data, max_pixels=DataConfig().max_pixels)
-    side = min(image.width, image.height)
-    pixels = image.pixels(shrink_to(side, 2 * short_side)).permute(1, 2, 0).contiguous().numpy()
-    size = (round(image.width * short_side / side), round(image.height * short_side / side))
-    sink = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS).save(sink, "JPEG", quality=QUALITY)
-    return sink.getvalue()
 
 
 def _digest(rows: Iterable[Source], settings: dict[str, object]) -> str:
@@ -236,12 +207,12 @@ class _Shards:
 
     def _write(self, number: int, group: list[Packed]) -> tuple[pa.Table, FileEntry]:
         """The shard first, then its part of the index: where this stands, so does the shard."""
-        content, start = _shard(group)
+        content, start = shard_file(group)
         shard = FileEntry(f"shards/{number:05d}.arrow", content.size, hashlib.sha256(content).hexdigest())
-        part = _part(group, number, start)
+        part = index_part(group, number, start)
         meta = {"inputs": _digest([one.source for one in group], self._settings), "shard": list(shard)}
         self._storage.write(shard.name, memoryview(content))
-        self._storage.write(_part_name(number), memoryview(_file(part.to_batches(), meta)))
+        self._storage.write(_part_name(number), memoryview(ipc_file(part.to_batches(), meta)))
         return part, shard
 
     def _count(self, images: int) -> None:
@@ -252,67 +223,6 @@ class _Shards:
 
 def _part_name(number: int) -> str:
     return f"parts/{number:05d}.arrow"
-
-
-def _shard(group: Sequence[Packed]) -> tuple[pa.Buffer, int]:
-    """An Arrow IPC file of one batch, and where in it the bytes of the first photograph begin."""
-    import pyarrow as pa
-
-    sources, facts = [one.source for one in group], [one.facts for one in group]
-    columns = {
-        "id": pa.array([one.id for one in sources], pa.string()),
-        "path": pa.array([one.id for one in sources], pa.string()),
-        "label": pa.array([one.label for one in sources], pa.int32()),
-        "split": pa.array([one.split for one in sources], pa.string()),
-        "sha256": pa.array([one.sha256 for one in facts], pa.string()),
-        "width": pa.array([one.width for one in facts], pa.int32()),
-        "height": pa.array([one.height for one in facts], pa.int32()),
-        "image": pa.array([one.data for one in group], pa.large_binary()),
-    }
-    content = _file([pa.record_batch(columns)], {})
-    images = pa.ipc.open_file(content).get_batch(0).column("image").buffers()[2]
-    return content, images.address - content.address if images else 0
-
-
-def _part(group: Sequence[Packed], number: int, start: int) -> pa.Table:
-    """The rows of a shard in the index; `start`: where its first photograph begins."""
-    import numpy as np
-    import pyarrow as pa
-
-    sizes = np.array([len(one.data) for one in group], np.int64)
-    columns = {
-        "id": [one.source.id for one in group],
-        "split": [one.source.split for one in group],
-        "label": [one.source.label for one in group],
-        **{name: [getattr(one.facts, name) for one in group] for name in Facts._fields},
-        "shard": [number] * len(group),
-        "offset": start + np.cumsum(sizes) - sizes,
-        "size": sizes,
-    }
-    schema = index_schema()
-    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
-
-
-def _batches(parts: Sequence[pa.Table]) -> list[pa.RecordBatch]:
-    """The whole index, in batches of BATCH_ROWS rows and a last one."""
-    import pyarrow as pa
-
-    table = pa.concat_tables(parts)
-    starts = range(0, table.num_rows, BATCH_ROWS)
-    return [table.slice(start, BATCH_ROWS).combine_chunks().to_batches()[0] for start in starts]
-
-
-def _file(batches: Sequence[pa.RecordBatch], meta: Mapping[str, object]) -> pa.Buffer:
-    import pyarrow as pa
-
-    schema = batches[0].schema
-    if meta:
-        schema = schema.with_metadata({"sports_ray": json.dumps(meta)})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
-    return sink.getvalue()
 
 
 def _with_fingerprint(uri: str, record: PackRecord, batches: list[pa.RecordBatch]) -> PackRecord:

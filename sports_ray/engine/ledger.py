@@ -9,25 +9,37 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from sports_ray.data.order import order
 from sports_ray.engine.schedule import Schedule
 
-_WORDS, _BITS = 4, 16
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_WORDS, _BITS = 8, 8
+_DIGEST = 32
+_AT_ONCE = 1 << 16
 _MODULUS = 1 << (_WORDS * _BITS)
 
 
 class Ledger:
-    """Marks of the images of one training split; `digests`: sha256 of each row's file, hex, in the table's order."""
+    """Marks of the images of one training split; `digests`: sha256 of each row's file, hex, in the table's order.
 
-    def __init__(self, digests: Sequence[str]) -> None:
-        self._digests = [bytes.fromhex(digest) for digest in digests]
+    Takes 32 bytes an image."""
+
+    def __init__(self, digests: Sequence[str] | pa.ChunkedArray) -> None:
+        self._digests = bytearray()
+        for start in range(0, len(digests), _AT_ONCE):
+            part = digests[start : start + _AT_ONCE]
+            self._digests += bytes.fromhex("".join(part if isinstance(part, Sequence) else part.to_pylist()))
 
     def mark(self, epoch: int, first: int, rows: Iterable[int]) -> int:
         """Mark of the images at positions first, first + 1, ... of an epoch; `rows` are their rows in the table."""
         total = 0
         for position, row in enumerate(rows, first):
-            name = epoch.to_bytes(8, "little") + position.to_bytes(8, "little") + self._digests[row]
+            name = epoch.to_bytes(8, "little") + position.to_bytes(8, "little")
+            name += self._digests[_DIGEST * row : _DIGEST * (row + 1)]
             total += int.from_bytes(hashlib.sha256(name).digest()[:8], "little")
         return total % _MODULUS
 
@@ -38,7 +50,7 @@ def chained(digest: str, step: int, mark: int) -> str:
 
 
 def to_words(mark: int) -> list[float]:
-    """A mark in four parts of 16 bits: float32 sums of them are exact over up to 256 ranks."""
+    """A mark in eight parts of 8 bits: float32 sums of them are exact over up to 65,536 ranks, as many as there are lanes."""
     return [float(mark >> (_BITS * word) & ((1 << _BITS) - 1)) for word in range(_WORDS)]
 
 

@@ -29,6 +29,8 @@ LAST_TRY = 5.0
 """How long at least a store that has failed for too long already is given for the last commit."""
 STUCK_SECONDS = 60.0
 """After so long without an answer to a commit, and ten times the slowest one, the store counts as failing."""
+STUCK_BYTES = 20e6
+"""A store that takes fewer bytes a second counts as failing too."""
 EXIT_SECONDS = 1.0
 """Of a time budget: left to the end of the process when the store does not take the last commit."""
 
@@ -82,10 +84,11 @@ def _submit(session: Session, start: float) -> None:
     if _is_best(session):
         session.unsaved_best = new
     best = session.unsaved_best
+    snapshots = [new] if best is None or best is new else [best, new]
 
     def write() -> None:
         begin = time.perf_counter()
-        for snapshot in (new,) if best in (None, new) else (best, new):
+        for snapshot in snapshots:
             write_commit(run_dir.storage, snapshot.step, token, snapshot.tensors, snapshot.state)
         run_dir.write_metrics(new.state["history"])
         run_dir.prune(keep, best_step or None)
@@ -100,6 +103,8 @@ def _submit(session: Session, start: float) -> None:
 
     writer.submit(write)
     session.submitted_at, session.unsaved = time.monotonic(), False
+    groups = [group for snapshot in snapshots for group in snapshot.tensors.values()]
+    session.submitted_bytes = sum(tensor.nbytes for group in groups for tensor in group.values())
     session.speed.stall(stall)
 
 
@@ -119,7 +124,14 @@ def failing_seconds(session: Session) -> float:
     if writer.failing_seconds:
         return writer.failing_seconds
     waited = time.monotonic() - session.submitted_at
-    return waited if writer.busy and waited > max(STUCK_SECONDS, 10 * session.costs.commit) else 0.0
+    return waited if writer.busy and waited > stuck_after(session.submitted_bytes, session.costs.commit) else 0.0
+
+
+def stuck_after(size: int, slowest: float) -> float:
+    """Seconds after which a commit of `size` bytes without an answer tells of a store that fails; `slowest`: of all so far.
+
+    The first one of a large model has no other to be compared with: 10 GB take more than a minute on many a store."""
+    return max(STUCK_SECONDS, 10 * slowest, size / STUCK_BYTES)
 
 
 def watch_store(session: Session) -> str:

@@ -16,6 +16,7 @@ from sports_ray.config import DataConfig, ImageSpec, TrainConfig
 from sports_ray.data.cache import budget_bytes
 from sports_ray.data.manifest import Manifest
 from sports_ray.engine.guard import Watchdog
+from sports_ray.engine.handout import Handed, hand_out
 from sports_ray.engine.interval import Costs
 from sports_ray.engine.learner import Learner, Progress, build_learner, choose_precision
 from sports_ray.engine.ledger import Ledger
@@ -28,7 +29,7 @@ from sports_ray.model.build import create, image_spec
 from sports_ray.model.depthwise import speed_up
 from sports_ray.model.optim import default_lr
 from sports_ray.model.weights import load_weights
-from sports_ray.store.commit import Commit, begin_attempt, read_commit
+from sports_ray.store.commit import begin_attempt
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.writer import AsyncWriter
 
@@ -69,6 +70,8 @@ class Session:
     """Newest step that is safe in the store, as far as this process knows."""
     submitted_at: float = field(default_factory=time.monotonic)
     """When the newest commit was handed to the writer, on the monotonic clock."""
+    submitted_bytes: int = 0
+    """Of that commit, and of the best one where it goes with it."""
     costs: Costs = field(default_factory=Costs)
     unsaved: bool = False
     """Whether anything has changed since the newest commit was handed to the writer."""
@@ -104,7 +107,7 @@ def open_session(
         learner.scale.value, learner.scale.good_steps = progress.scale, progress.scale_good_steps
         logger.info("resumed: step=%d token=%d", progress.step, token)
     writer = AsyncWriter() if world.rank == 0 else None
-    ledger = Ledger(manifest.rows("train").column("sha256").to_pylist())
+    ledger = Ledger(manifest.rows("train").column("sha256"))
     session = Session(config, manifest, schedule, learner, progress, ledger, run_dir, link, lr, token, writer)
     session.committed = commit.step if commit else None
     if world.rank == 0:
@@ -112,21 +115,13 @@ def open_session(
     return session
 
 
-def _begin(run_dir: RunDir, world: World, lease: str) -> tuple[int, Commit | None]:
-    """Fencing token of this attempt, and the commit to go on from.
-
-    Rank 0 picks them; every rank then reads the same commit, verified by itself.
-    """
+def _begin(run_dir: RunDir, world: World, lease: str) -> tuple[int, Handed | None]:
+    """Fencing token of this attempt, and the commit to go on from: rank 0 picks, reads and verifies it for all."""
     if world.rank == 0:
         attempt = begin_attempt(run_dir.storage, {"host": platform.node(), "pid": os.getpid()}, lease)
         run_dir.sweep()
-        commit = attempt.commit
-        world.from_rank0(attempt.token)
-        world.from_rank0(commit.step if commit else -1)
-        world.from_rank0(commit.token if commit else 0)
-        return attempt.token, commit
-    token, step, written_by = (world.from_rank0(0) for _ in range(3))
-    return token, read_commit(run_dir.storage, step, written_by) if step >= 0 else None
+        return world.from_rank0(attempt.token), hand_out(world, attempt.commit)
+    return world.from_rank0(0), hand_out(world, None)
 
 
 def _announce(session: Session) -> None:

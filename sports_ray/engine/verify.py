@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sports_ray.config import TrainConfig
+from sports_ray.config import DataConfig, TrainConfig
 from sports_ray.data.files import open_files
 from sports_ray.data.manifest import Manifest
 from sports_ray.engine.learner import Progress, build_learner
@@ -55,9 +55,9 @@ def verify_run(run_dir: RunDir, config: TrainConfig, manifest: Manifest, fingerp
     yield _resumable(commits, config, manifest)
 
 
-def verify_photographs(manifest: Manifest) -> Iterator[Finding]:
-    """Reads each photograph again; the last finding counts them."""
-    table, files, wrong = manifest.table, open_files(manifest.root), 0
+def verify_photographs(manifest: Manifest, data: DataConfig | None = None) -> Iterator[Finding]:
+    """Reads each photograph again; the last finding counts them. `data`: see `files.open_files`."""
+    table, files, wrong = manifest.table, open_files(manifest.root, data), 0
     for path, digest in zip(table.column("path").to_pylist(), table.column("sha256").to_pylist(), strict=True):
         try:
             same = hashlib.sha256(files.read(path)).hexdigest() == digest
@@ -104,7 +104,7 @@ def _commits(run_dir: RunDir) -> Iterator[tuple[Finding, Commit | None]]:
 
 def _consumption(commits: list[Commit], schedule: Schedule, manifest: Manifest, seed: int) -> Iterator[Finding]:
     """Compares each commit's digest with the sampler's."""
-    ledger = Ledger(manifest.rows("train").column("sha256").to_pylist())
+    ledger = Ledger(manifest.rows("train").column("sha256"))
     wanted = expected(ledger, schedule, seed, max((commit.step for commit in commits), default=0))
     for commit in commits:
         if commit.state.get("consumed") is None:

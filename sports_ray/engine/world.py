@@ -44,6 +44,33 @@ class World:
         dist.broadcast(box, src=0)
         return int(box.item())
 
+    def bytes_from_rank0(self, data: bytes) -> bytes:
+        """The bytes that rank 0 holds, on every rank."""
+        if self.size == 1:
+            return data
+        box = torch.zeros(self.from_rank0(len(data)), dtype=torch.uint8)
+        if self.rank == 0 and data:
+            box = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        if len(box):
+            box = self.broadcast_(box.to(self.device), 0).cpu()
+        return box.numpy().tobytes()
+
+    def tensors_from_rank0(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors that rank 0 holds, on every rank's CPU; the others give tensors of the same shapes and dtypes.
+
+        Bytes travel, so every dtype does and every bit arrives."""
+        if self.size == 1:
+            return list(tensors)
+        found: list[Tensor] = []
+        for group in _buckets(tensors):
+            flat = torch.cat([tensor.to(self.device).contiguous().reshape(-1).view(torch.uint8) for tensor in group])
+            if len(flat):
+                self.broadcast_(flat, 0)
+            parts = flat.cpu().split([tensor.numel() * tensor.element_size() for tensor in group])
+            # A copy: the part of a bucket need not be aligned as its dtype wants it.
+            found += [p.clone().view(t.dtype).view(t.shape) for p, t in zip(parts, group, strict=True)]
+        return found
+
     def least(self, value: int) -> int:
         """The smallest of the ranks' integers, on every rank."""
         if self.size == 1:

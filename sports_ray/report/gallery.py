@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sports_ray.config import DataConfig
 from sports_ray.data.decode import decode
-from sports_ray.errors import DataError, SportsRayError
+from sports_ray.errors import DataError, SportsRayError, StorageError
 from sports_ray.report.explain import Seer
 from sports_ray.report.markup import Child, Html, data_uri, el, join
 from sports_ray.report.read_evaluation import EvaluationRecord, Facts
@@ -56,18 +56,20 @@ def overlay(view: Tensor, heat: Tensor) -> NDArray[np.uint8]:
     return (view.permute(1, 2, 0).numpy() * (1 - cover) + colours * cover).round().clip(0, 255).astype(np.uint8)
 
 
-def pictures(wanted: Mapping[int, Path], seer: Seer | None, targets: Mapping[int, str]) -> dict[int, Picture]:
+def pictures(
+    wanted: Mapping[int, Path], read: Callable[[Path], bytes], seer: Seer | None, targets: Mapping[int, str]
+) -> dict[int, Picture]:
     """A picture of each photograph by id, with the heat of class targets[id] where there is a model to ask."""
     found: dict[int, Picture] = {}
     views: dict[int, Tensor] = {}
     for key, path in wanted.items():
         try:
-            data = path.read_bytes()
+            data = read(path)
             if seer is None:
                 found[key] = Picture(_jpeg(_small(decode(data, max_pixels=DataConfig().max_pixels, min_side=SIDE))))
             else:
                 views[key] = seer.view(data)
-        except (OSError, DataError) as error:
+        except (OSError, DataError, StorageError) as error:
             log.info("report: no picture of %s: %s", path, error)
             found[key] = Picture(error="the photograph cannot be read from here")
     if seer is not None:
@@ -103,7 +105,7 @@ def galleries(evaluation: EvaluationRecord, seer: Seer | None) -> Section | None
     if not targets:
         return None
     paths = evaluation.paths(targets)
-    seen = pictures(paths, seer, targets)
+    seen = pictures(paths, evaluation.read, seer, targets)
     cards = [_card(seen.get(int(one["id"])), paths.get(int(one["id"])), _worst_words(one)) for one in worst]
     kind = "gallery" if any(one.heat for one in seen.values()) else "gallery cold"
     parts: list[Child] = [_heat_note(seer)]

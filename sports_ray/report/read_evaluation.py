@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sports_ray.data.files import open_files
 from sports_ray.errors import DataError
 
 SCORES, PREDICTIONS = "scores.json", "predictions.parquet"
@@ -66,6 +67,11 @@ class EvaluationRecord:
         root = Path(str(self.data.get("root") or ""))
         pairs = zip(rows.column("id").to_pylist(), rows.column("path").to_pylist(), strict=True)
         return {key: root / path for key, path in pairs if path}
+
+    def read(self, path: Path) -> bytes:
+        """The bytes of a photograph as `paths` names it, which may lie in a pack; OSError, DataError or StorageError."""
+        root = str(self.data.get("root") or "")
+        return open_files(root).read(str(path).removeprefix(f"{Path(root)}/"))
 
 
 def is_evaluation(folder: Path) -> bool:

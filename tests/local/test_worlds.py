@@ -47,7 +47,7 @@ def train_rank(world: World, settings: dict[str, Any], stop_at: int, ledger: str
         rows = fill(reader, request, buffer)
         if request.split == "train":
             for position, row, param in zip(range(request.start, request.stop), rows.tolist(), params, strict=True):
-                consumed[f"{request.epoch}/{position}"] = [reader._paths["train"][row], repr(param)]
+                consumed[f"{request.epoch}/{position}"] = [reader.path("train", row), repr(param)]
         return rows
 
     def planned(*arguments: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -23,7 +24,7 @@ def consumed(swap: tuple[int, int] | None = None, seed: int = 3) -> str:
         rows = order(seed, step // 3, 10).tolist()
         if swap and step < 3:
             rows[swap[0]], rows[swap[1]] = rows[swap[1]], rows[swap[0]]
-        words = torch.zeros(4)
+        words = torch.zeros(8)
         for rank in range(3):
             request = SCHEDULE.train_request(step, rank, 3)
             mark = LEDGER.mark(request.epoch, request.start, rows[request.start : request.stop])
@@ -51,7 +52,13 @@ def test_another_seed_file_epoch_or_position_shows() -> None:
 
 @pytest.mark.parametrize("mark", [0, 1, 2**16, 2**48 - 1, 2**64 - 1])
 def test_words_carry_a_mark_through_float32_sums_of_many_ranks(mark: int) -> None:
-    total = torch.zeros(4)
-    for _ in range(256):
-        total += torch.tensor(to_words(mark), dtype=torch.float32)
-    assert from_words(total.tolist()) == 256 * mark % 2**64
+    total, words = torch.zeros(8), torch.tensor(to_words(mark), dtype=torch.float32)
+    for _ in range(65_536):
+        total += words
+    assert from_words(total.tolist()) == 65_536 * mark % 2**64
+
+
+def test_a_column_of_digests_gives_the_same_marks_as_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sports_ray.engine.ledger._AT_ONCE", 3)
+    other = Ledger(pa.chunked_array([FILES[:4], FILES[4:]]))
+    assert [other.mark(1, 2, [row]) for row in range(10)] == [LEDGER.mark(1, 2, [row]) for row in range(10)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -383,3 +385,18 @@ def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
     write(root / "train" / "golf" / "deeper" / "x.jpg", photo(907))
     (root / "train" / "golf" / "deeper" / "up").symlink_to(root / "train" / "golf")
     assert splits(build(root, tmp_path)) == {"train": 13, "val": 12}
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100])
+def test_the_fingerprint_is_that_of_one_text_however_many_parts_it_is_read_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr("sports_ray.data.manifest._ROWS_AT_ONCE", rows)
+    manifest = build(tree(tmp_path / "set"), tmp_path)
+    columns = [manifest.table.column(name).to_pylist() for name in ("id", "label", "split", "sha256")]
+    text = json.dumps([manifest.classes, sorted(zip(*columns, strict=True))])
+    assert manifest.fingerprint() == hashlib.sha256(text.encode()).hexdigest()
+    shuffled = dataclasses.replace(manifest, table=manifest.table.take(list(range(len(columns[0])))[::-1]))
+    assert shuffled.fingerprint() == manifest.fingerprint()
+    empty = dataclasses.replace(manifest, table=manifest.table.slice(0, 0))
+    assert empty.fingerprint() == hashlib.sha256(json.dumps([manifest.classes, []]).encode()).hexdigest()

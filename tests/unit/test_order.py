@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sports_ray.data.order import generator, order, spans, steps_per_epoch, uniforms, worker_lanes
+from sports_ray.data.order import Orders, generator, order, spans, steps_per_epoch, uniforms, worker_lanes
 
 
 def test_known_answers_of_the_generator() -> None:
@@ -62,3 +62,14 @@ def test_workers_share_the_lanes_in_contiguous_ranges(world: int) -> None:
     ranges = [worker_lanes(4, rank, world) for rank in range(world)]
     assert [lane for lanes in ranges for lane in lanes] == [0, 1, 2, 3]
     assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+@pytest.mark.parametrize("ahead_from", [10**9, 5], ids=["inline", "ahead"])
+def test_orders_of_a_run_are_those_of_its_epochs_and_two_are_kept(
+    monkeypatch: pytest.MonkeyPatch, ahead_from: int
+) -> None:
+    monkeypatch.setattr("sports_ray.data.order._AHEAD_FROM", ahead_from)
+    orders = Orders(7, 1000)
+    for epoch in (0, 0, 1, 2, 2, 3, 9, 10, 4):
+        assert orders.of(epoch).dtype == np.int32 and np.array_equal(orders.of(epoch), order(7, epoch, 1000))
+        assert len(orders._found) <= 2
