@@ -4,6 +4,7 @@ figure      one measured value with its bound, and the turns that keep a noisy m
 photos      the photographs that a bench reads: the user's, or a drawn set
 train       the whole training path against a bare loop (bare) and timm's training script (timm_script)
 loader      the stream of images against timm's loader, per core
+predict     the prediction path against a bare loop (predict_bare) and timm's validation script; scoring (scoring)
 checkpoint  what a commit costs the training that goes on beside it
 start       how long until something happens
 

@@ -53,6 +53,17 @@ def take_turns(
     return values
 
 
+def middle_rate(done: Sequence[tuple[float, int]]) -> float:
+    """Images per second of the middle half of what was done: (seconds, images) of each part when it was finished, in order.
+
+    Neither the start counts, nor what was read ahead before it, nor the end, where nothing is read ahead any more."""
+    quarter = len(done) // 4
+    if not quarter:
+        raise ValueError(f"{len(done)} parts; at least 4 tell a speed")
+    first, last = quarter - 1, len(done) - quarter - 1
+    return sum(images for _, images in done[first + 1 : last + 1]) / (done[last][0] - done[first][0])
+
+
 def median(name: str, words: str, values: Sequence[float], unit: str, most: float | None = None) -> Figure:
     """The figure of values that were measured once a round."""
     return Figure(name=name, words=words, value=statistics.median(values), unit=unit, most=most, rounds=tuple(values))

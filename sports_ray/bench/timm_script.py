@@ -1,4 +1,4 @@
-"""timm's own training script as a child process, with settings as near to ours as it can be given."""
+"""timm's own scripts as child processes, with settings as near to ours as it can be given."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sports_ray.errors import ConfigError, TrainingError
+from sports_ray.predict.member import Member
 
 LOG_INTERVAL = 5
 _LINE = re.compile(r"Train: (\d+) \[ *(\d+)/\d+ .*Time: .*\(([\d.]+)s, +[\d.]+/s\)")
+VALIDATION_LINE = re.compile(r"Test:() \[ *(\d+)/\d+\] +Time: .*?\(([\d.]+)s, +[\d.]+/s\)")
 
 
 def timm_images_per_second(
@@ -37,19 +39,40 @@ def timm_images_per_second(
         --mixup 0.2 --smoothing 0.1 --aa rand-m7-n2 --scale 0.35 1.0 --train-interpolation bilinear
         --model-ema --channels-last --device {device} --workers {workers} --log-interval {LOG_INTERVAL}
         """.split()
-    if precision != "fp32":
-        command += ["--amp", "--amp-dtype", {"bf16": "bfloat16", "fp16": "float16"}[precision]]
+    command += _amp(precision)
     with tempfile.TemporaryDirectory(prefix="sports-ray-bench-") as folder:
-        command += ["--output", folder]
-        command = [sys.executable, str(script), *command]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        return steady(batch, _lines(script, [*command, "--output", folder], environment))
+
+
+def timm_validate_per_second(
+    script: Path, data: Path, member: Member, *, batch: int, workers: int, environment: Mapping[str, str]
+) -> float:
+    """The steady speed of validate.py on data/test/CLASS/FILE, with the member's weights and pixels."""
+    spec, device = member.spec, "cuda" if _has_cuda() else "cpu"
+    command = f"""
+        --data-dir {data} --split test --checkpoint {member.storage().uri}/weights/{member.kind}.safetensors
+        --model {member.model} --num-classes {len(member.classes)}
+        --img-size {spec.eval_size} --crop-pct {spec.crop_pct} --interpolation {spec.interpolation}
+        --batch-size {batch} --workers {workers} --channels-last --device {device} --log-freq {LOG_INTERVAL}
+        """.split()
+    return steady(batch, _lines(script, command + _amp(member.precision), environment), VALIDATION_LINE)
+
+
+def _amp(precision: str) -> list[str]:
+    return [] if precision == "fp32" else ["--amp", "--amp-dtype", {"bf16": "bfloat16", "fp16": "float16"}[precision]]
+
+
+def _lines(script: Path, words: list[str], environment: Mapping[str, str]) -> list[str]:
+    """All that the script has printed."""
+    command = [sys.executable, str(script), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
-        raise TrainingError("timm's training script failed", got=last, cure="one that fits the timm installed here")
-    return steady(batch, (done.stdout + done.stderr).splitlines())
+        raise TrainingError(f"timm's {script.name} failed", got=last, cure="one that fits the timm installed here")
+    return (done.stdout + done.stderr).splitlines()
 
 
-def steady(batch: int, lines: Iterable[str]) -> float:
+def steady(batch: int, lines: Iterable[str], pattern: re.Pattern[str] = _LINE) -> float:
     """Images per second between the second and the last line of each epoch.
 
     A line gives the mean time of the epoch's steps so far, so the time between two lines is known. What comes before
@@ -57,7 +80,7 @@ def steady(batch: int, lines: Iterable[str]) -> float:
     """
     epochs: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
-        if match := _LINE.search(line):
+        if match := pattern.search(line):
             done = int(match[2]) + 1
             epochs.setdefault(match[1], []).append((done, done * float(match[3])))
     seen = [(marks[1], marks[-1]) for marks in epochs.values() if len(marks) > 2]
