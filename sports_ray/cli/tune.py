@@ -16,6 +16,7 @@ from sports_ray.cli.train import LEAVE_SECONDS, parse_duration, scan_progress
 from sports_ray.stops import Stops, own_start
 
 if TYPE_CHECKING:
+    from sports_ray.cli.sweep_show import SweepShow
     from sports_ray.orchestrate.plan_sweep import SweepPlan
     from sports_ray.sweep.board import Row
     from sports_ray.sweep.conduct import Conductor
@@ -117,7 +118,6 @@ def tune(as_json: bool, time_budget: str | None, dry_run: bool, retry_failed: bo
         show_plan(plan, command.show, dry_run)
         if dry_run:
             return 0
-        plan.write(command.words)
         conductor, reason = command.run(plan, command.started + seconds if seconds else 0.0, retry_failed)
         show_board(conductor.publish(), plan, command.show)
         if reason:
@@ -136,6 +136,7 @@ class _Command:
         self.started = own_start()
         self.words = ["sports-ray", *sys.argv[1:]]
         self.show = choose_show(as_json)
+        self.shown: SweepShow | None = None
         self.stops.leave_with(self._leave)
 
     def budget(self, seconds: float) -> None:
@@ -147,20 +148,21 @@ class _Command:
         from sports_ray.orchestrate.tune import run_sweep
         from sports_ray.sweep.conduct import Conductor
 
-        shown = choose_sweep_show(self.show, Conductor(plan.spec, plan.folder).rows())
+        self.shown = choose_sweep_show(self.show, Conductor(plan.spec, plan.folder).rows())
         try:
             return run_sweep(
                 plan.spec,
                 plan.folder,
-                shown.event,
+                self.shown.event,
                 concurrent=plan.concurrent,
                 deadline=deadline,
                 stops=self.stops,
                 command=self.words,
+                prepare=lambda: plan.write(self.words),
                 retry_failed=retry_failed,
             )
         finally:
-            shown.close()
+            self.shown.close()
 
     def paused(self, reason: str, conductor: Conductor) -> None:
         left = conductor.left()
@@ -247,23 +249,32 @@ def show_board(rows: list[Row], plan: SweepPlan, show: Show) -> None:
 def show_end(conductor: Conductor, show: Show) -> int:
     """The winners, and the commands that follow. Exit code 3 where nothing came to its end."""
     from sports_ray.sweep.board import winners
-    from sports_ray.sweep.conduct import recipe_name
 
     rows, where, spec = conductor.rows(), conductor.folder.storage.uri, conductor.spec
     best = {backbone: names[0] for backbone, names in winners(rows, 1).items()}
     data = str(spec.data["root"])
     commands = [
-        shlex.join(
-            ["sports-ray", "train", "--recipe", f"{where}/{recipe_name(conductor.trials[name])}", "--data", data]
-        )
+        shlex.join(["sports-ray", "train", "--recipe", recipe_file(conductor, name), "--data", data])
         for name in best.values()
     ]
     runs = [word for name in best.values() for word in ("--run", f"{where}/{name}")]
     if runs:
-        commands.append(shlex.join(["sports-ray", "eval-ensemble", "--data", data, *runs]))
+        split = [] if spec.data["test"] else ["--split", "val"]
+        commands.append(shlex.join(["sports-ray", "eval-ensemble", "--data", data, *split, *runs]))
     commands.append(shlex.join(["sports-ray", "report", where]))
     for backbone, name in best.items():
         score = next(one["val_acc1"] for one in rows if one["trial"] == name)
         show.fact("best", f"{backbone}: {name} · val acc1 {score:.4f}", backbone=backbone, trial=name, val_acc1=score)
     show.fact("next", "\n".join(commands), commands=commands)
     return 0 if best else 3
+
+
+def recipe_file(conductor: Conductor, name: str) -> str:
+    """Path of the recipe of a trial; of a sweep in an object store it is written here too, for `train` reads files."""
+    from sports_ray.sweep.conduct import recipe_name
+
+    where, recipe = conductor.folder.storage.uri, recipe_name(conductor.trials[name])
+    if "://" not in where:
+        return f"{where}/{recipe}"
+    Path(f"{conductor.spec.name}-{recipe}").write_text(conductor.recipe(name), encoding="utf-8")
+    return f"{conductor.spec.name}-{recipe}"

@@ -9,6 +9,14 @@ monitor   the mailbox between driver and workers, and the end of what a fit has 
 worker    what each Ray worker executes
 predict   one Ray Data pipeline a member; or, without Ray, the same in this process
 predict_worker  what its tasks and actors execute
+plan_sweep  settles all that a sweep needs before anything starts
+tune      a sweep with Ray Tune: processes, resources and retries; what comes next is asked of the sweep's folder
+hand      what Tune asks for, and what it tells
+trial     what each of Tune's processes executes: one trial after the other
+jobs      commands as jobs of a cluster
+follow    what a job writes, through lost connections
+notices   what clouds say of a machine that goes away; no Ray
+spot      turns such a notice into a drain of this machine's node
 nodes     several Ray nodes on one machine, to be killed; for proofs and measurements
 plain     Ray Train as its documentation shows it: what recovery is compared with
 """

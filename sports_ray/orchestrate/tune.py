@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -22,6 +23,7 @@ from sports_ray.orchestrate.cluster import ray_cluster
 from sports_ray.orchestrate.watch import Retries
 from sports_ray.stops import TIME_BUDGET, Stops
 from sports_ray.store.lease import Lease
+from sports_ray.store.run_dir import RunDir
 from sports_ray.sweep.conduct import HALVED, Conductor
 from sports_ray.sweep.folder import SweepDir
 from sports_ray.sweep.spec import SweepSpec
@@ -47,18 +49,13 @@ def cluster_nodes(address: str, usage_stats: bool = False) -> list[dict[str, flo
     """Resources of each node that there is, or will be: of this machine where no cluster is joined."""
     from sports_ray.orchestrate.plan import gpu_count
 
-    if address == "auto" and not os.environ.get("RAY_ADDRESS") and not _running():
+    running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if address == "auto" and not os.environ.get("RAY_ADDRESS") and not running:
         return [{"CPU": float(os.cpu_count() or 1), "GPU": float(gpu_count())}]
     import ray
 
     with ray_cluster(address, usage_stats=usage_stats):
         return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-
-
-def _running() -> bool:
-    import sys
-
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 def run_sweep(
@@ -70,10 +67,12 @@ def run_sweep(
     deadline: float = 0.0,
     stops: Stops | None = None,
     command: Sequence[str] = (),
+    prepare: Callable[[], None] = lambda: None,
     retry_failed: bool = False,
 ) -> tuple[Conductor, str]:
     """Runs the trials that have work left, to the end of the sweep or to the next stop; what is known of it then, and why it
-    pauses ("": it is finished). `deadline`: Unix time at which the command has to be over; 0: none.
+    pauses ("": it is finished). `deadline`: Unix time at which the command has to be over; 0: none; `prepare`: called once the
+    sweep is held, makes its folder.
 
     Raises RunError while another driver holds the sweep, TrainingError when the cluster is gone or gives no resources."""
     from sports_ray.orchestrate.train import listening
@@ -81,13 +80,14 @@ def run_sweep(
     cluster = spec.backbones[0].config.cluster
     with Lease.acquire(folder.storage) as lease, listening(stops) as heard:
         folder.sweep_up()
+        prepare()
         conductor = Conductor(spec, folder)
         conductor.catch_up(retry_failed)
         conductor.publish()
         if conductor.finished:
             return conductor, ""
-        log = RunLog(folder)
-        with ray_cluster(cluster.address, usage_stats=cluster.usage_stats, log=log.ray):
+        ray_log = RunDir(folder.storage).local_path("logs/ray.log")
+        with ray_cluster(cluster.address, usage_stats=cluster.usage_stats, log=ray_log):
             heard.install()  # ray.init() has put a handler of its own in place
             tuning = Tuning(conductor, deadline - LEAVE_SECONDS if deadline else 0.0, command)
             thread = threading.Thread(target=tuning.fit, args=(concurrent,), name="tune", daemon=True)
@@ -103,15 +103,6 @@ def run_sweep(
         if tuning.error is not None:
             raise tuning.failure()
         return conductor, "" if conductor.finished else tuning.reason or "trials are left"
-
-
-class RunLog:
-    """Where Ray's noise goes."""
-
-    def __init__(self, folder: SweepDir) -> None:
-        from sports_ray.store.run_dir import RunDir
-
-        self.ray = RunDir(folder.storage).local_path("logs/ray.log")
 
 
 class Tuning:

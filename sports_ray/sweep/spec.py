@@ -100,6 +100,9 @@ class SweepSpec:
             section, name = key.split(".")
             settings[section][name] = value
         settings["store"] |= {"root": store, "run": trial.name}
+        if settings["data"]["loader_processes"] < 0 and self.share.gpus:
+            # By itself a run takes the cores of its machine, which it has to share here.
+            settings["data"]["loader_processes"] = max(1, min(8, int(self.share.cpus) - 1))
         workers = "0" if self.share.workers == 1 else str(self.share.workers)
         settings["cluster"] |= {"workers": workers, "threads": self.threads, "cpus_per_worker": self.share.cpus}
         return config_from_dict(settings)
