@@ -11,7 +11,7 @@ from sports_ray.report.charts import Chart, Lines, Matrix, Reliability, Series, 
 from sports_ray.report.markup import Html, el
 
 WIDTH, HEIGHT = 440, 260
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 40
 LEVELS = 8
 """Steps of colour in a matrix."""
 
@@ -147,7 +147,7 @@ def matrix(chart: Matrix, size: int = 1000, margin: int = 150) -> Html:
     order = list(chart.order) or list(range(len(chart.names)))
     side = (size - margin - 4) / max(1, len(order))
     font = min(12.0, max(5.0, side * 0.9))
-    most = int(margin / font * 1.75)
+    most = int(margin / font * 1.6)
     rows, columns = [], []
     for place, index in enumerate(order):
         at, name = margin + (place + 0.5) * side, chart.names[index]

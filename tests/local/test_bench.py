@@ -10,13 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from sports_ray.bench.checkpoint import figures
-from sports_ray.bench.figure import Figure, median, ratio, take_turns
+from sports_ray.bench.figure import Figure, median, middle_rate, ratio, take_turns
 from sports_ray.bench.loader import CASES
-from sports_ray.bench.timm_script import steady
+from sports_ray.bench.timm_script import VALIDATION_LINE, steady
 from sports_ray.cli.bench import bench
 from sports_ray.config import ClusterConfig
 from sports_ray.data.demo import draw_demo
 from sports_ray.engine.interval import commit_interval
+from sports_ray.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,23 @@ def test_steady_speed_of_timm_leaves_out_what_comes_before_the_second_line_of_an
     assert steady(32, lines) == pytest.approx(10 * 32 / 5.0)
 
 
+def test_lines_of_timms_validation_tell_its_steady_speed() -> None:
+    lines = [
+        "Test: [   0/64]  Time: 2.010s (2.010s,   15.92/s)  Loss:  2.2 ( 2.2)  Acc@1:   6.2 (  6.2)  Acc@5:  62.5 ( 62.5)",
+        "Test: [   5/64]  Time: 0.105s (0.450s,   71.11/s)  Loss:  2.1 ( 2.2)  Acc@1:   9.3 (  7.2)  Acc@5:  60.5 ( 62.5)",
+        "Test: [  10/64]  Time: 0.100s (0.300s,  106.67/s)  Loss:  2.1 ( 2.2)  Acc@1:   9.3 (  7.2)  Acc@5:  60.5 ( 62.5)",
+    ]
+    assert steady(32, lines, VALIDATION_LINE) == pytest.approx(5 * 32 / (11 * 0.3 - 6 * 0.45))
+
+
+def test_speed_is_that_of_the_middle_half() -> None:
+    """A slow start, what was read ahead before it, and a fast end do not count."""
+    ends = [10.0, 10.1, 12.0, 14.0, 16.0, 18.0, 18.1, 18.2]
+    assert middle_rate([(end, 256) for end in ends]) == pytest.approx(4 * 256 / (18.0 - 10.1))
+    with pytest.raises(ValueError, match="3 parts"):
+        middle_rate([(1.0, 1)] * 3)
+
+
 def test_cost_of_a_commit_is_the_stall_before_it_and_the_slower_steps_beside_it() -> None:
     lengths = [1.0] * 20
     lengths[9], lengths[10], lengths[11] = 1.5, 1.25, 1.25  # stalled; written during two steps
@@ -95,10 +113,25 @@ def test_bench_train_measures_the_whole_path_beside_the_bare_loop(drawn: str) ->
 
 
 def test_bench_train_names_a_timm_script_that_is_not_there(drawn: str, tmp_path: Path) -> None:
-    from sports_ray.errors import ConfigError
-
     with pytest.raises(ConfigError, match="--timm-script.*train.py"):
         CliRunner().invoke(bench, ["train", "--timm-script", str(tmp_path / "none.py")], catch_exceptions=False)
+
+
+@pytest.mark.long
+def test_bench_predict_measures_the_path_on_both_ways_and_scores_made_up_rows(drawn: str) -> None:
+    sizes = ["--model", "test_resnet", "--size", "32", "--images", "1024", "--rounds", "1", "--precision", "fp32"]
+    found = shown("predict", "--data", drawn, *sizes, "--workers", "1", "--rows", "3000")
+    for name, least in (("here_per_bare", 0.95), ("ray_per_bare", 0.95), ("hflip_per_plain", 0.5)):
+        above, _, below = name.partition("_per_")
+        assert found[name]["value"] == pytest.approx(quotient(found, above, below.replace("plain", "here")))
+        assert found[name]["least"] == least
+    assert found["scoring_seconds"]["value"] > 0 and found["scoring_seconds"]["most"] == pytest.approx(0.18)
+    assert 0.1 < found["scoring_memory"]["value"] < found["scoring_memory"]["most"] == 2.0
+
+
+def test_bench_predict_names_a_timm_script_that_is_not_there(drawn: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--timm-script.*validate.py"):
+        CliRunner().invoke(bench, ["predict", "--timm-script", str(tmp_path / "none.py")], catch_exceptions=False)
 
 
 def test_bench_loader_measures_every_case_on_all_sides(drawn: str) -> None:

@@ -89,7 +89,7 @@
 
     function label(field) {
       const font = Math.max(8, Math.min(13, side * 0.92)), step = Math.ceil((font * 0.98) / side);
-      const most = Math.floor((margin - 6) / (font * 0.52));
+      const most = Math.floor((margin - 6) / (font * 0.6));
       labels.replaceChildren();
       labels.setAttribute("font-size", font);
       for (let at = 0; at < size; at++) {
