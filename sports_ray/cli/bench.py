@@ -22,6 +22,7 @@ def bench() -> None:
     sports-ray bench train --timm-script timm/train.py   and against timm's script
     sports-ray bench loader --data photos                against timm's loader, per core
     sports-ray bench checkpoint                          what a commit costs
+    sports-ray bench predict                             predictions, against a bare loop
     sports-ray bench start                               how long until the first step
     sports-ray bench recovery                            after each death, against plain Ray Train
     sports-ray bench pack                                packs against files
@@ -106,6 +107,41 @@ def checkpoint(as_json: bool, **options: Any) -> None:
     from sports_ray.bench.checkpoint import Setting, bench_checkpoint
 
     _show("checkpoint", bench_checkpoint(Setting(**options), _say), as_json)
+
+
+@bench.command()
+@data_option
+@click.option(
+    "--model", default="convnext_atto", show_default=True, metavar="NAME", help="A timm model, random weights."
+)
+@click.option("--size", default=128, show_default=True, metavar="PX", help="Side of an image.")
+@click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Images of a forward pass.")
+@click.option("--images", default=4096, show_default=True, type=click.IntRange(1024), help="Images of a turn.")
+@rounds_option
+@click.option("--precision", default="bf16", show_default=True, type=click.Choice(["bf16", "fp16", "fp32"]))
+@click.option("--workers", default="auto", show_default=True, metavar="0|N|auto", help="On Ray; 0: without that side.")
+@click.option("--timm-script", default="", metavar="PATH", help="timm's validate.py, to compare with it too.")
+@click.option("--rows", default=1_000_000, show_default=True, metavar="N", help="Made-up rows to score; 0: none.")
+@json_option
+def predict(as_json: bool, **options: Any) -> None:
+    """Predictions in process and on Ray against a bare loop and timm's script; what mirrored views and scoring cost.
+
+    All sides decode and predict the same photographs with the same model. The speed is that of the middle half of a
+    turn: neither Ray's start counts nor what is decoded ahead.
+
+    \b
+    sports-ray bench predict
+    sports-ray bench predict --data photos --timm-script pytorch-image-models/validate.py
+    """
+    from sports_ray.cli.evaluate import check_workers
+    from sports_ray.orchestrate.cluster import prepare_environment
+
+    check_workers(options["workers"])
+    environment = dict(os.environ)
+    prepare_environment()
+    from sports_ray.bench.predict import Setting, bench_predict
+
+    _show("predict", bench_predict(Setting(**options), environment, _say), as_json)
 
 
 @bench.command()
