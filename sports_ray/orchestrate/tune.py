@@ -15,7 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sports_ray.errors import SportsRayError, TrainingError
@@ -87,7 +88,7 @@ def run_sweep(
         if conductor.finished:
             return conductor, ""
         ray_log = RunDir(folder.storage).local_path("logs/ray.log")
-        with ray_cluster(cluster.address, usage_stats=cluster.usage_stats, log=ray_log):
+        with ray_cluster(cluster.address, usage_stats=cluster.usage_stats, log=ray_log), _ray_logs_there():
             heard.install()  # ray.init() has put a handler of its own in place
             tuning = Tuning(conductor, deadline - LEAVE_SECONDS if deadline else 0.0, command)
             thread = threading.Thread(target=tuning.fit, args=(concurrent,), name="tune", daemon=True)
@@ -103,6 +104,19 @@ def run_sweep(
         if tuning.error is not None:
             raise tuning.failure()
         return conductor, "" if conductor.finished else tuning.reason or "trials are left"
+
+
+@contextmanager
+def _ray_logs_there() -> Iterator[None]:
+    """Ray's log follows sys.stderr: its handler keeps the stream that it found when Ray was imported."""
+    handlers = [one for one in logging.getLogger("ray").handlers if isinstance(one, logging.StreamHandler)]
+    before = [one.setStream(sys.stderr) for one in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, before, strict=True):
+            if stream is not None:
+                handler.setStream(stream)
 
 
 class Tuning:
