@@ -70,9 +70,12 @@ def submit(
     from sports_ray.orchestrate.jobs import Jobs
 
     jobs = Jobs(address)
-    job = jobs.running(sent)
-    how = "runs already: following it" if job else "submitted"
-    job = job or jobs.submit(sent, python, variables, files)
+
+    def start() -> Job:  # asked again after a lost answer, it finds what it has started
+        return jobs.running(sent) or jobs.submit(sent, python, variables, files)
+
+    how = "runs already: following it" if jobs.running(sent) else "submitted"
+    job = start()
     mirror.job(job, f"{how} at {jobs.address}")
     if no_wait:
         mirror.close()
@@ -83,8 +86,7 @@ def submit(
             if not job.died or not left:
                 break
             mirror.died(job)
-            patience = Patience(job.id, mirror.trouble)
-            job = patiently(lambda: jobs.submit(sent, python, variables, files), patience)
+            job = patiently(start, Patience(job.id, mirror.trouble))
             mirror.job(job, "submitted again")
     except KeyboardInterrupt:
         mirror.left(job)

@@ -52,8 +52,10 @@ class Head:
         return JobSubmissionClient(self.address, headers={"Authorization": f"Bearer {self.token}"})
 
     def add(self, cpus: int = 1) -> subprocess.Popen[bytes]:
-        """Starts a node that joins."""
-        return self._start(f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}")
+        """Starts a node that joins, with files of its own as on another machine: Ray writes a job's folder anew under the feet
+        of those who work in it, where two nodes share it."""
+        place = self.folder / f"n{len(list(self.folder.glob('start-*')))}"
+        return self._start(f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}", f"--temp-dir={place}")
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL for a node and all that it has started, at once, as when the machine is gone."""
@@ -64,7 +66,7 @@ class Head:
         self.nodes.remove(node)
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
-        log = (self.folder / f"start-{len(self.nodes)}.log").open("wb")
+        log = (self.folder / f"start-{len(list(self.folder.glob('start-*')))}.log").open("wb")
         with log:
             command = [str(RAY), "start", "--block", "--disable-usage-stats", *words]
             node = subprocess.Popen(command, stdout=log, stderr=log, env=dict(self.environment))

@@ -98,8 +98,14 @@ def test_a_job_that_was_killed_or_lost_has_died_and_one_that_decided_has_not(job
     assert not Job("j", "PENDING").over and not Job("j", "RUNNING").died
 
 
-@pytest.mark.parametrize("name", ["train", "eval_ensemble"])
-def test_the_entry_point_of_a_job_is_the_command_and_keeps_its_results(name: str, tmp_path: Path) -> None:
+ENTRIES = {"train": ("--data", "/a"), "tune": ("--data", "/a"), "eval_ensemble": ("--run", "a")}
+"""Words of each that say nothing of a store."""
+
+
+@pytest.mark.parametrize(("name", "words"), ENTRIES.items())
+def test_the_entry_point_of_a_job_is_the_command_and_keeps_its_results(
+    name: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *words]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -107,9 +113,9 @@ def test_the_entry_point_of_a_job_is_the_command_and_keeps_its_results(name: str
     command = name.replace("_", "-")
     helped = call("--help")
     assert helped.returncode == 0 and f"Usage: sports-ray {command}" in helped.stdout
-    refused = call("--run", "a")
+    refused = call(*words)
     assert refused.returncode == 2 and refused.stderr.startswith("error: --store; got ") and SHARED in refused.stderr
-    wrong = call("--run", "/a", "--nonsense")
+    wrong = call(*words, "--nonsense")
     assert wrong.returncode == 2 and f"see `sports-ray {command} --help`" in wrong.stderr
     assert list(tmp_path.iterdir()) == []
 
