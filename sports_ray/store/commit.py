@@ -187,7 +187,8 @@ def write_commit(
 def read_commit(storage: Storage, step: int, token: int | None = None) -> Commit:
     """The commit of a step, after every size and hash of it was checked; without `token` the newest that verifies.
 
-    RunError says what is damaged, StorageError what cannot be read; ConfigError: a newer version wrote it."""
+    RunError says what is damaged or, of a storage that is there, cannot be read; StorageError: it fails as a whole;
+    ConfigError: a newer version wrote it."""
     if token is None:
         fences = read_fences(storage)
         found = [other for other in list_commits(storage) if other.step == step and not is_orphan(*other, fences)]
@@ -195,6 +196,15 @@ def read_commit(storage: Storage, step: int, token: int | None = None) -> Commit
             with suppress(RunError):
                 return read_commit(storage, *other)
         token = found[0].token if found else 0
+    try:
+        return _read(storage, step, token)
+    except StorageError as error:
+        if not is_of_one_file(error):
+            raise
+        raise RunError(f"checkpoint of step {step}", got=str(error), want="files that can be read") from error
+
+
+def _read(storage: Storage, step: int, token: int) -> Commit:
     where, folder = f"checkpoint of step {step}", CommitId(step, token).folder
     content = storage.find(f"{folder}/{RECORD}")
     if content is None:
@@ -233,11 +243,9 @@ def newest(storage: Storage, fences: Iterable[Fence] | None = None) -> tuple[Com
         else:
             try:
                 return read_commit(storage, *found), passed
-            except (RunError, StorageError) as error:
-                if isinstance(error, StorageError) and not is_of_one_file(error):
-                    raise
+            except RunError as error:
                 reason = str(error)
-                damaged += bool(isinstance(error, StorageError) or is_finished(storage, found))
+                damaged += bool(isinstance(error.__cause__, StorageError) or is_finished(storage, found))
         passed.append(f"step {found.step} (attempt {found.token}): {reason}")
         log.warning("commit.passed_over step=%d token=%d reason=%s", *found, reason)
     promised = any(not is_orphan(step, token, fences) for token, step in _begun(storage))
