@@ -73,8 +73,8 @@ def near_pairs(hashes: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def trusted_bits(count: int, most: int) -> int:
     """Largest distance, up to `most`, at which chance makes a pair for one in a hundred of `count` images at most.
 
-    `most` up to 1.8 million images at 6 bits and 74,000 at 10. Beyond, all would hang together in the end, and what is
-    compared would grow with the square: 100 M images would take days, and take minutes with the one bit left to them."""
+    `most` up to 1.8 million images at 6 bits and 74,000 at 10. Beyond, all would hang together in the end, and what
+    is compared would grow with the square of their number."""
     chances = ((bits, 5.0 ** ((bits - _CHANCE_BITS) / 2) / _CHANCE_PAIRS) for bits in range(most, 0, -1))
     return next((bits for bits, chance in chances if count * chance / 2 <= 0.01), 0)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sports_ray.data.near import FLAT, OTHER_CLASS_BITS, SAME_CLASS_BITS, components, near_pairs, phash
+from sports_ray.data.near import FLAT, OTHER_CLASS_BITS, SAME_CLASS_BITS, components, near_pairs, phash, trusted_bits
 from sports_ray.data.split import carve, duplicate_groups, uncarved
 
 
@@ -27,15 +27,13 @@ def made(n: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, n
     return digests, hashes, labels
 
 
-def brute(hashes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def brute(
+    hashes: np.ndarray, labels: np.ndarray, within: int = SAME_CLASS_BITS, across: int = OTHER_CLASS_BITS
+) -> np.ndarray:
     """Components by comparing everything with everything."""
     distance = np.bitwise_count(hashes[:, None] ^ hashes[None])
     same = (labels[:, None] == labels[None]) & (labels[:, None] >= 0)
-    near = (
-        (distance <= np.where(same, SAME_CLASS_BITS, OTHER_CLASS_BITS))
-        & (hashes != FLAT)[:, None]
-        & (hashes != FLAT)[None]
-    )
+    near = (distance <= np.where(same, within, across)) & (hashes != FLAT)[:, None] & (hashes != FLAT)[None]
     return components(len(hashes), np.argwhere(near))
 
 
@@ -100,18 +98,39 @@ def test_no_images_are_carved_into_none() -> None:
     assert carve([], np.empty(0, np.uint64), np.empty(0, np.int64), 0.15).shape == (0,)
 
 
-@pytest.mark.parametrize("n", [300, 5000])
-def test_near_pairs_join_what_a_comparison_of_all_with_all_joins(n: int) -> None:
+def near_and_not_near(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes, of which every other one lies at some distance about the limits from the one before, and labels."""
     rng = np.random.default_rng(n)
     hashes = rng.integers(1, 2**64, n, dtype=np.uint64)
     labels = rng.integers(-1, 3, n)
-    for k in range(0, n // 2, 2):  # pairs at every distance about the limits
+    for k in range(0, n // 2, 2):
         flipped = rng.choice(64, k % 16, replace=False)
         hashes[k + 1] = hashes[k] ^ np.bitwise_or.reduce(
             np.uint64(1) << flipped.astype(np.uint64), initial=np.uint64(0)
         )
     hashes[-3:] = FLAT
+    return hashes, labels
+
+
+@pytest.mark.parametrize("n", [300, 5000])
+def test_near_pairs_join_what_a_comparison_of_all_with_all_joins(n: int) -> None:
+    hashes, labels = near_and_not_near(n)
     assert (components(n, near_pairs(hashes, labels)) == brute(hashes, labels)).all()
+
+
+@pytest.mark.parametrize(("chance", "across"), [(1000.0, 5), (90.0, 2), (40.0, 1), (10.0, 0)])
+def test_many_more_images_have_to_be_nearer(monkeypatch: pytest.MonkeyPatch, chance: float, across: int) -> None:
+    """As if chance made pairs more often."""
+    monkeypatch.setattr("sports_ray.data.near._CHANCE_PAIRS", chance)
+    hashes, _ = near_and_not_near(5000)
+    labels = np.full(5000, -1)
+    assert trusted_bits(4997, OTHER_CLASS_BITS) == across
+    assert (components(5000, near_pairs(hashes, labels)) == brute(hashes, labels, across=across)).all()
+
+
+def test_as_many_bits_are_trusted_as_chance_leaves() -> None:
+    assert trusted_bits(2, 10) == 10 and trusted_bits(70_000, 10) == 10 and trusted_bits(80_000, 10) == 9
+    assert [trusted_bits(count, 6) for count in (1_000_000, 10_000_000, 100_000_000)] == [6, 3, 1]
 
 
 def test_many_equal_images_give_few_pairs() -> None:
