@@ -32,7 +32,9 @@ def value_words(value: Any) -> str:
 def end_words(event: Event) -> str:
     """How a trial ended."""
     if event["status"] == "paused":
-        return f"stopped ({event['reason']})"
+        from sports_ray.sweep.conduct import HALVED
+
+        return f"{'stopped' if event['reason'] == HALVED else 'paused'} ({event['reason']})"
     return f"{event['status']}{': ' + event['reason'] if event['reason'] else ''}"
 
 
