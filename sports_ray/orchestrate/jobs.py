@@ -28,6 +28,8 @@ STOP_SECONDS = 60
 """How long a stopped job may take for its last commit; Ray's own setting is 3."""
 ANSWER_SECONDS = (10, 120)
 """To connect; to answer. Ray's client would wait for ever."""
+AGENT_SECONDS, AGENT_POLL_SECONDS = 60.0, 0.5
+"""How long a cluster that has just begun may take until one of its nodes can start a job; how often it is asked."""
 LOST, STOPPED = "LOST", "STOPPED"
 _OWN_CODES = (0, 2, 3, 75, 130)
 CUT = (OSError, RuntimeError, TimeoutError, aiohttp.ClientError)
@@ -114,6 +116,7 @@ class Jobs:
         digest = digest_of(words)
         shown = shlex.join(["sports-ray", *(word for word in words if word != "--json")])
         number = 1 + sum(job.digest == digest for job in self.list())
+        end = time.monotonic() + AGENT_SECONDS
         with tempfile.TemporaryDirectory() as folder:
             stage(Path(folder), files)
             while True:
@@ -128,9 +131,12 @@ class Jobs:
                     )
                     return self.info(name)
                 except RuntimeError as error:
-                    if "already exists" not in str(error):
+                    if "already exists" in str(error):
+                        number += 1
+                    elif "No available agent" in str(error) and time.monotonic() < end:
+                        time.sleep(AGENT_POLL_SECONDS)
+                    else:
                         raise TrainingError("the cluster did not take the job", got=first_line(error)) from error
-                    number += 1
 
     def running(self, words: Sequence[str]) -> Job | None:
         """A job of the same words that has not ended."""

@@ -1,4 +1,5 @@
-"""One Ray for all tests of this folder: starting it takes five seconds. It ends with them, for it redirects the streams."""
+"""One Ray for the tests of a file: starting it takes five seconds. It ends with them: it redirects the streams, and other
+files have clusters of their own, which do not get on with one that this process is a part of."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from sports_ray.orchestrate.cluster import ray_cluster
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     with ray_cluster("auto", cpus=2):
         yield
