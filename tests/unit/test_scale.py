@@ -75,6 +75,7 @@ def test_limits_are_where_they_say_and_the_nearest_comes_first() -> None:
     assert {limit.name: limit for limit in limits(full, COSTS)}["worker_memory"].now == pytest.approx(1.0)
 
 
+@pytest.mark.long
 def test_constants_are_measured_on_the_real_parts() -> None:
     costs = asdict(measure(20_000, 64))
     assert all(value > 0 for value in costs.values())
