@@ -1,4 +1,5 @@
-"""`demo`: the main job in small. Two backbones on Ray Train, a worker killed on the way, and the proof that nothing was lost."""
+"""`demo`: the main job in small. Two backbones on Ray Train, a worker killed on the way, the proof that nothing was lost, and
+what both are worth alone and together."""
 
 from __future__ import annotations
 
@@ -12,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sports_ray.cli.blocks_show import BlocksShow
+from sports_ray.cli.evaluation_page import drop_page, show_page
+from sports_ray.cli.score_show import show_scores
 from sports_ray.cli.show import Show, choose_show, duration
 
 if TYPE_CHECKING:
     from sports_ray.config import TrainConfig
+    from sports_ray.predict.plan import Plan
 
 MODELS = ("test_resnet", "test_efficientnet")
 EPOCHS = 10
@@ -26,7 +31,7 @@ EPOCHS = 10
 @click.option("--seed", type=int, default=0, show_default=True, help="Fixes the drawn photographs and the training.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def demo(folder: Path, seed: int, as_json: bool) -> int:
-    """Draw sports photographs in FOLDER, train two models on Ray, kill a worker, and show what came out.
+    """Draw sports photographs in FOLDER, train two models on Ray, kill a worker, and score them alone and together.
 
     Takes two to four minutes on two cores. Run again, it goes on where it was interrupted.
     """
@@ -34,6 +39,7 @@ def demo(folder: Path, seed: int, as_json: bool) -> int:
     from sports_ray.orchestrate.cluster import ray_cluster
 
     show, started = choose_show(as_json), time.monotonic()
+    blocks = BlocksShow(show, as_json)  # takes hold of the streams, which lead to a log while Ray is up
     try:
         photos = folder / "photos"
         if not photos.exists():
@@ -44,9 +50,16 @@ def demo(folder: Path, seed: int, as_json: bool) -> int:
             for model in MODELS:
                 config = _config(photos, folder / "runs", model, seed)
                 rows.append(_train(config, show, kill=model == MODELS[0]))
+            plan, scores = _evaluate(photos, folder / "runs", show, blocks)
         proof = _prove(_config(photos, folder / "unbroken", MODELS[0], seed), folder / "runs" / MODELS[0], show)
-        _table(rows, proof, folder, time.monotonic() - started, show)
+        _table(rows, proof, show)
+        show_scores(scores, plan, show)
+        show_page(plan, show, heat=True, anew=False)
+        seconds, command = time.monotonic() - started, f"sports-ray status {folder / 'runs'}"
+        text = f"{duration(seconds)} in all. Open the report in a browser, or look around with:\n{command}"
+        show.fact("next", text, seconds=round(seconds, 1))
     finally:
+        blocks.close()
         show.close()
     return 0 if proof["equal"] else 3
 
@@ -115,7 +128,24 @@ def _prove(config: TrainConfig, broken: Path, show: Show) -> dict[str, Any]:
     return {"equal": equal, "unbroken": str(Path(plan.store) / plan.name), "broken": str(broken)}
 
 
-def _table(rows: list[dict[str, Any]], proof: dict[str, Any], folder: Path, seconds: float, show: Show) -> None:
+def _evaluate(photos: Path, store: Path, show: Show, blocks: BlocksShow) -> tuple[Plan, dict[str, Any]]:
+    """Both models on the test photographs, plain and mirrored, on Ray Data; what is finished is read from disk."""
+    from sports_ray.orchestrate.predict import computer
+    from sports_ray.predict.evaluate import evaluate
+    from sports_ray.predict.plan import plan_evaluation
+
+    plan = plan_evaluation([str(store / model) for model in MODELS], data=str(photos), store=str(store), tta="hflip")
+    scores = plan.finished()
+    if scores is not None:
+        return plan, scores
+    show.fact("evaluation", f"{len(plan.images)} test photographs, plain and mirrored, each model once")
+    drop_page(plan)
+    runs = [word for model in MODELS for word in ("--run", model)]
+    words = ["sports-ray", "eval-ensemble", "--data", str(photos), "--store", str(store), *runs, "--tta", "hflip"]
+    return plan, evaluate(plan, computer("1"), blocks.event, words)
+
+
+def _table(rows: list[dict[str, Any]], proof: dict[str, Any], show: Show) -> None:
     lines = [f"{'model':<20}{'parameters':>11}{'val acc1':>10}{'EMA':>8}{'time':>7}   weights"]
     for row in rows:
         scores = row["scores"]
@@ -123,10 +153,8 @@ def _table(rows: list[dict[str, Any]], proof: dict[str, Any], folder: Path, seco
             f"{row['model']:<20}{row['parameters'] / 1e6:>9.2f} M{scores['val_acc1']:>10.3f}{scores['ema_val_acc1']:>8.3f}"
             f"{duration(row['seconds']):>7}   {row['weights']}"
         )
-    show.fact("result", "\n".join(lines), models=rows)
+    show.fact("trained", "\n".join(lines), models=rows)
     verdict = (
         "equal, byte for byte, to those of the unbroken run" if proof["equal"] else "DIFFERENT from the unbroken run's"
     )
     show.fact("nothing lost", f"final weights of the killed run are {verdict}", **proof)
-    command = f"sports-ray status {folder / 'runs'}"
-    show.fact("next", f"{duration(seconds)} in all. Look around with:\n{command}", seconds=round(seconds, 1))
