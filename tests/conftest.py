@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.s3 import CREDENTIALS
+
+# Before the server of forked children starts, which hands on what it finds; the S3 servers of tests take any key.
+os.environ.update(CREDENTIALS)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -118,6 +118,7 @@ def test_killed_controller_is_replaced_and_no_bit_is_lost(
     assert results(config) == unbroken
 
 
+@pytest.mark.long
 def test_workers_that_keep_dying_end_the_run_with_the_reason(ray_session: None, photos: Path, tmp_path: Path) -> None:
     config = ray_config(photos, tmp_path, cluster__max_failures=1, loop__epochs=EPOCHS, store__every_steps=100_000)
 

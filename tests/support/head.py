@@ -93,7 +93,9 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
         for found in (one, other):
             found.bind(("127.0.0.1", 0))
         port, dashboard = (found.getsockname()[1] for found in (one, other))
-    head = Head(folder, port, dashboard, token, {**os.environ, **given})
+    # As in a shell of its own: what a driver in this process has set for its Ray is not meant for this one.
+    shell = {name: value for name, value in os.environ.items() if name[:4] != "RAY_" or name.startswith("RAY_TRAIN_")}
+    head = Head(folder, port, dashboard, token, {**shell, **given})
     try:
         head._start(
             "--head",

@@ -24,7 +24,10 @@ from sports_ray.recipe import (
 )
 
 KEYS = [f"{section}.{name}" for section, cls in field_types(TrainConfig).items() for name in field_types(cls)]
-HOW = {"data.root", "data.loader_processes", "data.cache_gb", "loop.eval_batch", "loop.epochs"}
+HOW = {
+    *("data.root", "data.loader_processes", "data.cache_gb", "data.pack_cache", "data.pack_cache_gb"),
+    *("loop.eval_batch", "loop.epochs"),
+}
 """Keys outside store and cluster that say how a run is computed, not what."""
 
 
