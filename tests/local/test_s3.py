@@ -231,7 +231,7 @@ def test_run_on_s3_killed_and_resumed_through_an_outage_equals_the_one_on_disk(
     proxy.choose = outage(2.0)
     code, shown = Child(tmp_path, "resume", RUN, "--store", store).end()
     assert code == 0 and f"s3://bucket/killed/{RUN}" in shown, shown
-    assert sum(request.fault is not None for request in proxy.requests) >= 3
+    assert sum(request.fault is not None for request in proxy.requests) >= 1
     code, shown = Child(tmp_path, "status", RUN, "--store", store).end()
     assert code == 0 and "done" in shown, shown
     assert results(server, "killed", photos, tmp_path / "found") == unbroken
