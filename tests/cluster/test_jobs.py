@@ -128,7 +128,6 @@ def driver(head: Head, place: Path) -> int:
     return min(pid for pid in below(head.nodes[0].pid) if name_of(pid).startswith(named))
 
 
-@pytest.mark.long
 def test_submitted_job_shows_what_the_command_shows_and_returns_its_exit_code(head: Head, place: Path) -> None:
     good, bad = submit(*train(place, epochs=2)), submit(*train(place, data="/nowhere"))
     with Submitted(head, *good) as done, Submitted(head, *bad) as failed:

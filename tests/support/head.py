@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,10 @@ class Head:
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
         log = (self.folder / f"start-{len(list(self.folder.glob('start-*')))}.log").open("wb")
+        # Jobs are started through the node's agent, of which another cluster of this machine holds the usual port.
+        agent = f"--dashboard-agent-listen-port={free_ports(1)[0]}"
         with log:
-            command = [str(RAY), "start", "--block", "--disable-usage-stats", *words]
+            command = [str(RAY), "start", "--block", "--disable-usage-stats", agent, *words]
             node = subprocess.Popen(command, stdout=log, stderr=log, env=dict(self.environment))
         self.nodes.append(node)
         return node
@@ -89,10 +91,7 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     token = secrets.token_hex(32)
     given = {"RAY_ADDRESS": "", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_DISABLE_IMPORT_WARNING": "1"}
-    with socket.socket() as one, socket.socket() as other:
-        for found in (one, other):
-            found.bind(("127.0.0.1", 0))
-        port, dashboard = (found.getsockname()[1] for found in (one, other))
+    port, dashboard = free_ports(2)
     # As in a shell of its own: what a driver in this process has set for its Ray is not meant for this one.
     shell = {name: value for name, value in os.environ.items() if name[:4] != "RAY_" or name.startswith("RAY_TRAIN_")}
     head = Head(folder, port, dashboard, token, {**shell, **given})
@@ -110,6 +109,14 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
     finally:
         head.end()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in found:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in found]
 
 
 def answers(head: Head) -> bool:
