@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
+from sports_ray.orchestrate.join import reach
 from sports_ray.processes import Processes, below, name_of, still_there
 
 logger = logging.getLogger(__name__)
@@ -91,7 +93,23 @@ def ray_cluster(
     log = log or Path(os.devnull)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as sink, redirect_stdout(sink), redirect_stderr(sink):
-        yield from _connected(address, usage_stats, cpus, object_store)
+        yield from _connected(address, usage_stats, cpus, object_store, log)
+
+
+@contextmanager
+def stderr_to(log: Path | None) -> Iterator[None]:
+    """Sends what is written to descriptor 2 to `log`, or nowhere: Ray's C++ code warns there, whatever its settings say."""
+    target = log or Path(os.devnull)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with target.open("ab") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager
@@ -115,7 +133,7 @@ def _batch_scheduling() -> Iterator[None]:
             os.sched_setscheduler(0, before, os.sched_param(0))
 
 
-def _connected(address: str, usage_stats: bool, cpus: int | None, object_store: int) -> Iterator[None]:
+def _connected(address: str, usage_stats: bool, cpus: int | None, object_store: int, log: Path) -> Iterator[None]:
     prepare_environment(usage_stats)
     import ray
 
@@ -127,6 +145,8 @@ def _connected(address: str, usage_stats: bool, cpus: int | None, object_store: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if joined:
+            with stderr_to(log):
+                reach(joined)
             ray.init(address=joined, log_to_driver=False, logging_level=logging.ERROR)
         else:
             with _batch_scheduling():

@@ -20,7 +20,8 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 import sports_ray
-from sports_ray.errors import ConfigError, SportsRayError, TrainingError
+from sports_ray.errors import ConfigError, TrainingError
+from sports_ray.orchestrate.join import token_error
 
 DASHBOARD = "http://127.0.0.1:8265"
 """Where a cluster on this machine answers, or a tunnel to one elsewhere."""
@@ -102,7 +103,9 @@ class Jobs:
         try:
             self._client = _Client(self.address, headers=_token_header())
         except AuthenticationError as error:
-            raise self._token_error() from error
+            known = bool(_token_header() or os.environ.get("RAY_AUTH_TOKEN"))
+            raise token_error(self.address, another=known) from error
+
         except (OSError, RuntimeError) as error:
             raise ConfigError(
                 "--address",
@@ -176,15 +179,8 @@ class Jobs:
         try:
             return getattr(self._client, what)(*words, **named)
         except AuthenticationError as error:
-            raise self._token_error() from error
-
-    def _token_error(self) -> SportsRayError:
-        return ConfigError(
-            f"the cluster at {self.address} asks for a token",
-            got="another one" if _token_header() or os.environ.get("RAY_AUTH_TOKEN") else "none",
-            want="that of the cluster (`ray get-auth-token` on its head)",
-            cure="export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=..., or put it into ~/.ray/auth_token",
-        )
+            known = bool(_token_header() or os.environ.get("RAY_AUTH_TOKEN"))
+            raise token_error(self.address, another=known) from error
 
 
 def stage(folder: Path, files: Sequence[Path]) -> None:

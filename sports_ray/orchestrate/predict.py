@@ -9,8 +9,6 @@ has the same bytes. What a killed driver leaves undone, the next one finds missi
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sports_ray.errors import ConfigError, SportsRayError, TrainingError
-from sports_ray.orchestrate.cluster import OBJECT_STORE_BYTES, ray_cluster
+from sports_ray.orchestrate.cluster import OBJECT_STORE_BYTES, ray_cluster, stderr_to
 from sports_ray.orchestrate.plan import parse_workers
 from sports_ray.predict.blocks import ROWS
 from sports_ray.predict.compute import Job
@@ -53,7 +51,7 @@ def compute_on_ray(
     bounds = _bounds(workers)
     import ray
 
-    with _stderr_to(log), ray_cluster(address, log=log, object_store=_store_bytes(jobs)), _settings():
+    with stderr_to(log), ray_cluster(address, log=log, object_store=_store_bytes(jobs)), _settings():
         ready()
         for job in jobs:
             try:
@@ -137,22 +135,6 @@ def _store_bytes(jobs: Sequence[Job]) -> int:
     sides = [sum(source.size**2 for source in {view.source for view in job.views}) for job in jobs]
     block = max(3 * ROWS * side for side in sides)
     return int(max(OBJECT_STORE_BYTES, min(8 * block, MOST_STORE, 0.25 * available_memory())))
-
-
-@contextmanager
-def _stderr_to(log: Path | None) -> Iterator[None]:
-    """Sends what is written to descriptor 2 to `log`, or nowhere: Ray's C++ code warns there of how Ray Data starts actors."""
-    target = log or Path(os.devnull)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with target.open("ab") as sink:
-            os.dup2(sink.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 @contextmanager
