@@ -25,7 +25,7 @@ def reach(address: str) -> None:
     _wait_for_port(host.strip("[]"), int(port), address)
     if _lets_in(address):
         return
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     there = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
     if there and not os.environ.get("RAY_AUTH_MODE"):
@@ -65,7 +65,7 @@ def _wait_for_port(host: str, port: int, address: str) -> None:
 
 def _lets_in(address: str) -> bool:
     import ray
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     try:
         GcsClient(address=address)
