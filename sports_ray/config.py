@@ -5,76 +5,10 @@ Values of "auto" (or 0, where said) are settled once, when the run is created, a
 
 from __future__ import annotations
 
-import math
-import typing
-from dataclasses import dataclass, field, fields
-from functools import cache
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
-from sports_ray.errors import ConfigError
-
-_type_hints = cache(typing.get_type_hints)
-
-
-def field_types(cls: Any) -> dict[str, Any]:
-    """Resolved annotations of a config class, by field name."""
-    return _type_hints(cls)
-
-
-class Checked:
-    """Checks each field's type, choice and range when the record is made."""
-
-    __slots__ = ()
-
-    def __post_init__(self) -> None:
-        section = type(self).__name__.removesuffix("Config").lower()
-        for item in fields(self):  # type: ignore[arg-type]
-            key = f"{section}.{item.name}"
-            value = _checked(key, getattr(self, item.name), field_types(type(self))[item.name])
-            object.__setattr__(self, item.name, value)
-            limits = LIMITS.get(key)
-            if limits is not None and not isinstance(value, str) and not limits[0] <= value <= limits[1]:
-                wanted = (
-                    f"from {limits[0]:g} to {limits[1]:g}" if limits[1] < INFINITE else f"of at least {limits[0]:g}"
-                )
-                raise ConfigError(key, got=value, want=f"a value {wanted}")
-
-
-def _checked(key: str, value: Any, kind: Any) -> Any:
-    """`value` as `kind`, with the harmless conversions (int to float, list to tuple), or ConfigError."""
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ConfigError(key, got=value, want=" or ".join(map(str, get_args(kind))))
-        return value
-    if get_origin(kind) is tuple:
-        return _checked_tuple(key, value, get_args(kind))
-    if get_origin(kind) in (Union, UnionType):  # a word, or a number
-        word, number = get_args(kind)
-        if value in get_args(word):
-            return value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(key, got=repr(value), want=f"{' or '.join(get_args(word))} or a number")
-        return _checked(key, value, number)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(key, got=value, want="a finite number")  # JSON, which keeps the run's record, knows no other
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        name = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, kind.__name__)
-        raise ConfigError(key, got=repr(value), want=name)
-    return value
-
-
-def _checked_tuple(key: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        raise ConfigError(key, got=repr(value), want="a list")
-    items = tuple(value)
-    if kinds[-1] is Ellipsis:
-        return tuple(_checked(key, item, kinds[0]) for item in items)
-    if len(items) != len(kinds):
-        raise ConfigError(key, got=list(items), want=f"{len(kinds)} values")
-    return tuple(_checked(key, item, kind) for item, kind in zip(items, kinds, strict=True))
+from sports_ray.checked import INFINITE, Checked, Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +62,15 @@ class DataConfig(Checked):
     pack_cache_gb: float = -1.0
     """Most GiB of packs kept there, the least recently used go first; -1: nine tenths of what its disk has room for."""
 
+    LIMITS: ClassVar[Limits] = {
+        "image_size": (0, 4096),
+        "val_fraction": (0.001, 0.5),
+        "max_bad_fraction": (0, 1),
+        "max_pixels": (1, INFINITE),
+        "loader_processes": (-1, 256),
+        "pack_cache_gb": (-1, INFINITE),
+    }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig(Checked):
@@ -143,6 +86,11 @@ class ModelConfig(Checked):
     """Keep images and convolution weights in NHWC memory order."""
     compile: bool = False
     """Use torch.compile. It may choose other kernels after a restart: bitwise resume is not promised."""
+
+    LIMITS: ClassVar[Limits] = {
+        "drop_path": (0, 0.99),
+        "drop": (0, 0.99),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +128,20 @@ class AugmentConfig(Checked):
     smoothing: float = 0.1
     """Label smoothing, in [0, 1)."""
 
+    LIMITS: ClassVar[Limits] = {
+        "hflip": (0, 1),
+        "vflip": (0, 1),
+        "color_jitter": (0, 1),
+        "rotate": (0, 180),
+        "zoom": (0, 0.99),
+        "erasing": (0, 1),
+        "mixup": (0, 100),
+        "cutmix": (0, 100),
+        "mix_prob": (0, 1),
+        "mix_off_epochs": (0, INFINITE),
+        "smoothing": (0, 0.99),
+    }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig(Checked):
@@ -205,6 +167,18 @@ class OptimConfig(Checked):
     step_gamma: float = 0.1
     """For step: factor of a drop."""
 
+    LIMITS: ClassVar[Limits] = {
+        "lr": (0, 100),
+        "weight_decay": (0, 10),
+        "momentum": (0, 0.9999),
+        "layer_decay": (0.01, 1),
+        "clip": (0, INFINITE),
+        "warmup_epochs": (0, INFINITE),
+        "min_lr": (0, 1),
+        "step_epochs": (1e-6, INFINITE),
+        "step_gamma": (0, 1),
+    }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmaConfig(Checked):
@@ -213,6 +187,10 @@ class EmaConfig(Checked):
     """Weight kept at each optimiser step, in [0, 1); 0: 1 - 1 / steps per epoch."""
     warmup: bool = True
     """Use min(decay, (1 + t) / (10 + t)) at update t."""
+
+    LIMITS: ClassVar[Limits] = {
+        "decay": (0, 0.9999999),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +202,11 @@ class PhaseConfig(Checked):
     """head, or a shell pattern over parameter names."""
     lr_scale: float = 1.0
     """Factor on optim.lr."""
+
+    LIMITS: ClassVar[Limits] = {
+        "epochs": (1, INFINITE),
+        "lr_scale": (0, INFINITE),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +235,18 @@ class LoopConfig(Checked):
     """Steps in a row with a loss or gradient that is not finite before training stops with an error."""
     phases: tuple[PhaseConfig, ...] = ()
 
+    LIMITS: ClassVar[Limits] = {
+        "epochs": (1, 1_000_000),
+        "global_batch": (1, 1_000_000),
+        "lanes": (1, 65_536),
+        "micro_batch": (0, 1_000_000),
+        "eval_batch": (1, 1_000_000),
+        "eval_every": (1, INFINITE),
+        "seed": (0, 2**63 - 1),
+        "early_stop": (0, INFINITE),
+        "max_nonfinite": (1, INFINITE),
+    }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreConfig(Checked):
@@ -267,6 +262,13 @@ class StoreConfig(Checked):
     """Newest checkpoints to keep; the best is kept besides."""
     max_unsaved_seconds: float = 1800.0
     """While the store fails training goes on, until so much of it would be lost; then the run pauses."""
+
+    LIMITS: ClassVar[Limits] = {
+        "every_steps": (0, INFINITE),
+        "every_seconds": (0, INFINITE),
+        "keep": (1, 1_000_000),
+        "max_unsaved_seconds": (1, INFINITE),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,6 +299,18 @@ class ClusterConfig(Checked):
     usage_stats: bool = False
     """Let Ray report its usage statistics."""
 
+    LIMITS: ClassVar[Limits] = {
+        "cpus_per_worker": (0, INFINITE),
+        "gpus": (-1, 65536),
+        "threads": (0, 4096),
+        "max_failures": (0, INFINITE),
+        "mtbf": (60, INFINITE),
+        "time_budget": (0, INFINITE),
+        "start_timeout": (1, INFINITE),
+        "hang_seconds": (0.1, INFINITE),
+        "resize_seconds": (1, INFINITE),
+    }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
@@ -308,62 +322,3 @@ class TrainConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-
-
-INFINITE = float("inf")
-LIMITS: dict[str, tuple[float, float]] = {
-    "data.image_size": (0, 4096),
-    "data.val_fraction": (0.001, 0.5),
-    "data.max_bad_fraction": (0, 1),
-    "data.max_pixels": (1, INFINITE),
-    "data.loader_processes": (-1, 256),
-    "data.pack_cache_gb": (-1, INFINITE),
-    "model.drop_path": (0, 0.99),
-    "model.drop": (0, 0.99),
-    "augment.hflip": (0, 1),
-    "augment.vflip": (0, 1),
-    "augment.color_jitter": (0, 1),
-    "augment.rotate": (0, 180),
-    "augment.zoom": (0, 0.99),
-    "augment.erasing": (0, 1),
-    "augment.mixup": (0, 100),
-    "augment.cutmix": (0, 100),
-    "augment.mix_prob": (0, 1),
-    "augment.mix_off_epochs": (0, INFINITE),
-    "augment.smoothing": (0, 0.99),
-    "optim.lr": (0, 100),
-    "optim.weight_decay": (0, 10),
-    "optim.momentum": (0, 0.9999),
-    "optim.layer_decay": (0.01, 1),
-    "optim.clip": (0, INFINITE),
-    "optim.warmup_epochs": (0, INFINITE),
-    "optim.min_lr": (0, 1),
-    "optim.step_epochs": (1e-6, INFINITE),
-    "optim.step_gamma": (0, 1),
-    "ema.decay": (0, 0.9999999),
-    "phase.epochs": (1, INFINITE),
-    "phase.lr_scale": (0, INFINITE),
-    "loop.epochs": (1, 1_000_000),
-    "loop.global_batch": (1, 1_000_000),
-    "loop.lanes": (1, 65_536),
-    "loop.micro_batch": (0, 1_000_000),
-    "loop.eval_batch": (1, 1_000_000),
-    "loop.eval_every": (1, INFINITE),
-    "loop.seed": (0, 2**63 - 1),
-    "loop.early_stop": (0, INFINITE),
-    "loop.max_nonfinite": (1, INFINITE),
-    "store.every_steps": (0, INFINITE),
-    "store.every_seconds": (0, INFINITE),
-    "store.keep": (1, 1_000_000),
-    "store.max_unsaved_seconds": (1, INFINITE),
-    "cluster.cpus_per_worker": (0, INFINITE),
-    "cluster.gpus": (-1, 65536),
-    "cluster.threads": (0, 4096),
-    "cluster.max_failures": (0, INFINITE),
-    "cluster.mtbf": (60, INFINITE),
-    "cluster.time_budget": (0, INFINITE),
-    "cluster.start_timeout": (1, INFINITE),
-    "cluster.hang_seconds": (0.1, INFINITE),
-    "cluster.resize_seconds": (1, INFINITE),
-}
-"""Allowed range of each number, both ends included."""

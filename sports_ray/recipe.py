@@ -16,7 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from sports_ray.config import PhaseConfig, TrainConfig, field_types
+from sports_ray.checked import field_types
+from sports_ray.config import PhaseConfig, TrainConfig
 from sports_ray.errors import ConfigError
 
 # What says *how* a run is computed and not *what*: another value resumes the same run.

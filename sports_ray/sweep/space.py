@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_origin
 
-from sports_ray.config import TrainConfig, field_types
+from sports_ray.checked import field_types
+from sports_ray.config import TrainConfig
 from sports_ray.errors import ConfigError
 from sports_ray.recipe import parse_override
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from sports_ray.config import LIMITS, PhaseConfig, TrainConfig, field_types
+from sports_ray.checked import field_types
+from sports_ray.config import PhaseConfig, TrainConfig
 from sports_ray.errors import ConfigError
 from sports_ray.recipe import (
     build_config,
@@ -48,14 +49,15 @@ def other_value(key: str, old: Any) -> Any:
     if key in special:
         return special[key]
     section, name = key.split(".")
-    kind = field_types(field_types(TrainConfig)[section])[name]
+    cls = field_types(TrainConfig)[section]
+    kind = field_types(cls)[name]
     if get_origin(kind) is Literal:
         return next(choice for choice in get_args(kind) if choice != old)
     if kind is bool:
         return not old
     if kind is str:
         return f'{old} "quoted" \\ tab\t new\nline é 球 \x7f \x00'
-    low, high = LIMITS[key]
+    low, high = cls.LIMITS[name]
     choices = [low + 2, low + 1, low, high] if kind is int else [low + 0.25, (low + high) / 2]
     return next(kind(value) for value in choices if value != old and low <= value <= high)
 

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from sports_ray.config import TrainConfig, field_types
+from sports_ray.checked import field_types
+from sports_ray.config import TrainConfig
 from sports_ray.errors import ConfigError
 from sports_ray.recipe import build_config
 from sports_ray.sweep.space import Parameter, grid_params, grid_size, parse_space, random_params, space_of
