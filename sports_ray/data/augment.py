@@ -78,7 +78,7 @@ def params_from(augment: AugmentConfig, u: Sequence[float], width: int, height: 
     low, high = max(0.0, 1 - augment.color_jitter), 1 + augment.color_jitter
     brightness, contrast, saturation = (low + (high - low) * x for x in u[_JITTER : _JITTER + 3])
     return Params(
-        _random_crop(augment, u, width, height) if augment.crop == "random" else None,
+        _box(augment, u, width, height),
         u[_FLIP] < augment.hflip,
         u[_FLIP + 1] < augment.vflip,
         tuple(geometry),
@@ -174,6 +174,12 @@ def _crop_or_pad(image: Tensor, top: int, left: int, size: int, fill: tuple[int,
     y, x = max(-top, 0), max(-left, 0)
     out[:, y : y + inside.shape[1], x : x + inside.shape[2]] = inside
     return out
+
+
+def _box(augment: AugmentConfig, u: Sequence[float], width: int, height: int) -> Box | None:
+    if augment.crop == "random":
+        return _random_crop(augment, u, width, height)
+    return (0, 0, height, width) if augment.crop == "squash" else None
 
 
 def _random_crop(augment: AugmentConfig, u: Sequence[float], width: int, height: int) -> Box:

@@ -54,7 +54,16 @@ def open_files(root: str, config: DataConfig | None = None) -> Files:
         from sports_ray.data.pack import open_pack
 
         return open_pack(root, config)
+    if is_cifar(root):
+        from sports_ray.data.cifar import Cifar
+
+        return Cifar(root)
     return Folder(root)
+
+
+def is_cifar(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is CIFAR-10 as its authors give it, in Python's files or in binary ones."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ("batches.meta", "batches.meta.txt"))
 
 
 class Folder:

@@ -9,12 +9,13 @@ numpy's permutations and samplers may.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER, AUGMENT, MIX, DROP = 1, 2, 3, 4
-"""Domains: what a stream is drawn for. New uses take new numbers; a number is never used again."""
+ORDER, AUGMENT, MIX, DROP, PICK = 1, 2, 3, 4, 6
+"""Domains: what a stream is drawn for; dropout's is 5 (learner.py). New uses take new numbers; none is used again."""
 
 _WORD = (1 << 64) - 1
 _WORDS_PER_BLOCK = 4
@@ -51,13 +52,14 @@ class Orders:
 
     Of 100 M images one takes seconds (`bench scale`), in which no batch would be made where an epoch begins."""
 
-    def __init__(self, seed: int, n: int) -> None:
-        self._seed, self._n = seed, n
+    def __init__(self, rows: Callable[[int], NDArray[np.int64]], n: int) -> None:
+        """rows: an epoch's rows at its n positions, such as `Sampler.rows`."""
+        self._rows, self._n = rows, n
         self._found: dict[int, NDArray[np.signedinteger]] = {}
         self._ahead: threading.Thread | None = None
 
     def of(self, epoch: int) -> NDArray[np.signedinteger]:
-        """Row of the training table at each position of an epoch: see `order`."""
+        """Row of the training table at each position of an epoch."""
         if epoch not in self._found and self._ahead is not None:
             self._ahead.join()
         if epoch not in self._found:
@@ -71,7 +73,7 @@ class Orders:
         return self._found[epoch]
 
     def _find(self, epoch: int) -> None:
-        self._found[epoch] = order(self._seed, epoch, self._n).astype(np.int32 if self._n < 2**31 else np.int64)
+        self._found[epoch] = self._rows(epoch).astype(np.int32 if self._n < 2**31 else np.int64)
 
 
 def spans(n: int, parts: int, index: int) -> tuple[int, int]:

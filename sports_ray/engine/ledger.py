@@ -2,7 +2,7 @@
 
 A step's mark is the sum, modulo 2^64, of sha256(epoch, position, sha256 of the file) over its images. Sums do not care which
 rank held an image, and travel with the gradients. The digest chains the marks of all steps, in their order:
-digest' = sha256(digest, step, mark). A commit keeps it; `expected` computes it from the seed and the manifest alone.
+digest' = sha256(digest, step, mark). A commit keeps it; `expected` computes it from the settings and the manifest alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from sports_ray.data.order import order
+from sports_ray.data.sampler import Sampler
 from sports_ray.engine.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -59,13 +59,13 @@ def from_words(words: Sequence[float]) -> int:
     return sum(int(part) << (_BITS * word) for word, part in enumerate(words)) % _MODULUS
 
 
-def expected(ledger: Ledger, schedule: Schedule, seed: int, steps: int) -> list[str]:
+def expected(ledger: Ledger, schedule: Schedule, sampler: Sampler, steps: int) -> list[str]:
     """The digest after each number of steps, 0 to `steps`, of a run that consumed exactly what the sampler says."""
-    found, epoch, rows = [""], -1, order(seed, 0, 0)
+    found, epoch, rows = [""], 0, sampler.rows(0)
     for step in range(steps):
         if schedule.epoch_of(step) != epoch:
             epoch = schedule.epoch_of(step)
-            rows = order(seed, epoch, schedule.train_images)
+            rows = sampler.rows(epoch)
         start, stop = schedule.step_span(step)
         found.append(chained(found[-1], step, ledger.mark(epoch, start, rows[start:stop].tolist())))
     return found

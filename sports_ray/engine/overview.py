@@ -16,6 +16,7 @@ from sports_ray.engine.schedule import Schedule
 from sports_ray.errors import SportsRayError, StorageError
 from sports_ray.processes import process_start
 from sports_ray.recipe import config_from_dict
+from sports_ray.score.main_score import score_name, score_of
 from sports_ray.store.codec import unseal
 from sports_ray.store.commit import RECORD, CommitId, is_finished, list_commits
 from sports_ray.store.fence import is_orphan, read_fences
@@ -44,9 +45,10 @@ def run_facts(run_dir: RunDir, name: str) -> Facts:
 
 def _known(run_dir: RunDir, record: Mapping[str, Any]) -> Facts:
     config = config_from_dict(record["config"])
-    schedule = Schedule.of(config, record["data"]["train"], record["data"]["val"])
-    history = [line for line in run_dir.read_metrics() if isinstance(score(line), (int, float)) and "epoch" in line]
-    best = max(history, key=score, default=None)
+    images = record["data"].get("positions", record["data"]["train"])  # copies included
+    schedule = Schedule.of(config, images, record["data"]["val"])
+    history = [line for line in run_dir.read_metrics() if isinstance(score_of(line), (int, float)) and "epoch" in line]
+    best = max(history, key=score_of, default=None)
     last, commits, reason = newest_commit(run_dir)
     run_dir.read_settled()  # a run does not go on without it: RunError if it is damaged
     facts = {
@@ -54,7 +56,7 @@ def _known(run_dir: RunDir, record: Mapping[str, Any]) -> Facts:
         "step": last.step if last else 0,
         "total_steps": schedule.total_steps,
         "epochs": config.loop.epochs,
-        "best": best and {"epoch": best["epoch"], "val_acc1": score(best)},
+        "best": best and {"epoch": best["epoch"], f"val_{score_name(best)}": score_of(best)},
         "commit_age": commit_age(run_dir, last) if last else None,
         **session_facts(run_dir.read_timings()),
     }
@@ -158,8 +160,3 @@ def session_facts(events: Iterable[Mapping[str, Any]]) -> Facts:
 
 def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
-
-
-def score(line: Mapping[str, Any]) -> Any:
-    """What counts as the score of a line of metrics.jsonl: the EMA's where there is one."""
-    return line.get("ema_val_acc1", line.get("val_acc1"))

@@ -90,6 +90,27 @@ def test_a_center_crop_in_training_is_the_evaluation_transform() -> None:
     assert torch.equal(apply(image, params, spec()), evaluate(image, spec(), 96))
 
 
+@pytest.mark.parametrize("size", [(224, 224), (311, 200), (57, 90), (96, 96)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_squashed_training_image_is_timms_squash_of_all_of_it(interpolation: str, size: tuple[int, int]) -> None:
+    image = photograph(*size)
+    options: dict[str, Any] = dict(crop_pct=1.0, crop_mode="squash", interpolation=interpolation, normalize=False)
+    theirs = create_transform(96, is_training=False, **options)(image)
+    for position in range(20):  # the whole, at every position
+        params = sample_params(AugmentConfig(crop="squash", hflip=0), 5, 1, position, *size, 96)
+        assert params.box == (0, 0, size[1], size[0])
+    ours = apply(tensor(image), params, spec(interpolation=interpolation, crop_mode="center", crop_pct=0.5))
+    assert_equal_but_for_rounding(ours, theirs)
+
+
+def test_squash_changes_no_other_draw_of_a_position() -> None:
+    everything: dict[str, Any] = dict(policy="rand-m7-n2", color_jitter=0.3, erasing=0.5, rotate=9.0, vflip=0.5)
+    for position in range(20):
+        random_crop = sample_params(AugmentConfig(**everything), 3, 0, position, 200, 150, 96)
+        squash = sample_params(AugmentConfig(crop="squash", **everything), 3, 0, position, 200, 150, 96)
+        assert squash._replace(box=None) == random_crop._replace(box=None)
+
+
 @pytest.mark.parametrize("magnitude", [0, 3, 7, 10])
 @pytest.mark.parametrize("increasing", [False, True])
 @pytest.mark.parametrize("name", policy.RAND)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from sports_ray.config import DataConfig
 from sports_ray.data.order import order
+from sports_ray.data.sampler import Sampler
 from sports_ray.engine.ledger import Ledger, chained, expected, from_words, to_words
 from sports_ray.engine.schedule import Schedule
 
@@ -34,7 +37,7 @@ def consumed(swap: tuple[int, int] | None = None, seed: int = 3) -> str:
 
 
 def test_digest_of_three_ranks_is_that_of_the_sampler() -> None:
-    found = expected(LEDGER, SCHEDULE, 3, 6)
+    found = expected(LEDGER, SCHEDULE, Sampler(DataConfig(), 3, np.zeros(10, np.int32)), 6)
     assert found[0] == "" and len(set(found)) == 7 and found[6] == consumed()
 
 

@@ -69,7 +69,7 @@ def test_orders_of_a_run_are_those_of_its_epochs_and_two_are_kept(
     monkeypatch: pytest.MonkeyPatch, ahead_from: int
 ) -> None:
     monkeypatch.setattr("sports_ray.data.order._AHEAD_FROM", ahead_from)
-    orders = Orders(7, 1000)
+    orders = Orders(lambda epoch: order(7, epoch, 1000), 1000)
     for epoch in (0, 0, 1, 2, 2, 3, 9, 10, 4):
         assert orders.of(epoch).dtype == np.int32 and np.array_equal(orders.of(epoch), order(7, epoch, 1000))
         assert len(orders._found) <= 2
