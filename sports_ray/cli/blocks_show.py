@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sports_ray.cli.show import PLAIN_SECONDS, Show, duration
+from sports_ray.cli.show import PLAIN_SECONDS, Show, can_be_drawn_over, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -18,7 +18,7 @@ class BlocksShow:
 
     def __init__(self, show: Show, as_json: bool) -> None:
         self._show, self._as_json = show, as_json
-        self._live = not as_json and sys.stdout.isatty()
+        self._live = not as_json and can_be_drawn_over(sys.stdout)
         self._out = sys.stdout  # taken now: while Ray is up, sys.stdout leads to a log
         self._bar: Progress | None = None
         self._task: TaskID | None = None

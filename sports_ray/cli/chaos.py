@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sports_ray.cli.show import duration
+from sports_ray.cli.show import can_be_drawn_over, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -52,7 +52,7 @@ def chaos(as_json: bool, **options: Any) -> int:
     from sports_ray.chaos.setting import Setting
 
     setting = Setting(**options)
-    show = JsonLines() if as_json else Live(setting.minutes) if sys.stdout.isatty() else Lines()
+    show = JsonLines() if as_json else Live(setting.minutes) if can_be_drawn_over(sys.stdout) else Lines()
     try:
         with terminated_like_interrupted():
             report = prove(setting, show.tell)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sports_ray.cli.show import can_be_drawn_over
+
 if TYPE_CHECKING:
     from sports_ray.data.scan import Finding, ScanReport
 
@@ -170,7 +172,7 @@ def pack(source: str, out: str, short_side: int, shard_mb: int, as_json: bool) -
 @contextlib.contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on a terminal; nothing in a pipe."""
-    if not sys.stderr.isatty():
+    if not can_be_drawn_over(sys.stderr):
         yield None
         return
     from tqdm import tqdm

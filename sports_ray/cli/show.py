@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -27,7 +28,13 @@ class Show(Protocol):
 def choose_show(as_json: bool) -> Show:
     if as_json:
         return JsonShow()
-    return LiveShow() if sys.stdout.isatty() else PlainShow()
+    return LiveShow() if can_be_drawn_over(sys.stdout) else PlainShow()
+
+
+def can_be_drawn_over(stream: TextIO) -> bool:
+    """Whether a bar may be drawn there: a terminal. That of `!COMMAND` in a notebook keeps every line and shows control codes
+    as they are; it is known by the variable that Jupyter gives to its kernels."""
+    return stream.isatty() and "JPY_PARENT_PID" not in os.environ
 
 
 class JsonShow:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sports_ray.cli.show import duration
+from sports_ray.cli.show import can_be_drawn_over, duration
 from sports_ray.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def status(run: str | None, store: str, watch: str | None, as_json: bool) -> Non
         click.echo(json.dumps(found, ensure_ascii=False) if as_json else text)
         return
     with suppress(KeyboardInterrupt):
-        if as_json or not sys.stdout.isatty():
+        if as_json or not can_be_drawn_over(sys.stdout):
             watch_lines(look, every, as_json)
         else:
             watch_live(lambda: look()[1], every)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sports_ray.cli.show import Show, choose_show, duration
+from sports_ray.cli.show import Show, can_be_drawn_over, choose_show, duration
 from sports_ray.errors import ConfigError, SportsRayError
 from sports_ray.stops import Stops, own_start
 
@@ -225,7 +225,7 @@ def execute(plan: Plan, command: Command) -> Outcome:
 
 def scan_progress() -> Any:
     """A callback that shows on a terminal how far the files have been read."""
-    if not sys.stderr.isatty():
+    if not can_be_drawn_over(sys.stderr):
         return None
 
     def show(done: int, total: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import platform
 import tempfile
@@ -113,7 +114,19 @@ def system_facts(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts["gpu"] = {"name": properties.name, "memory": properties.total_memory, "cuda": torch.version.cuda}
+        facts["gpu"]["driver"] = _driver_version()
     return facts
+
+
+def _driver_version() -> str:
+    """Of NVIDIA's driver, as its own library says (nvmlSystemGetDriverVersion); empty where there is none."""
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+        text = ctypes.create_string_buffer(80)
+        failed = library.nvmlInit_v2() or library.nvmlSystemGetDriverVersion(text, len(text))
+    except (OSError, AttributeError):
+        return ""
+    return "" if failed else text.value.decode(errors="replace")
 
 
 class _LogFile(logging.FileHandler):

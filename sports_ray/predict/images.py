@@ -68,7 +68,8 @@ def list_split(
     """The photographs of a split of a folder or a CSV list, labelled by their place in `classes`.
 
     `split`: train, val or test, or the name of another folder beside them. A plain folder of classes counts as any
-    split. Where there is no validation folder, `manifest` tells which photographs training carved out of train.
+    split. Where there is no validation folder, `manifest` tells which photographs training carved out of train; they are
+    no part of train then.
     `subset`: photographs of other classes are left out, with a note.
 
     Raises DataError for a split that is not there, and for classes that are not in `classes` without `subset`."""
@@ -97,6 +98,8 @@ def list_split(
             notes.append(f"left out, of classes that were not trained: {others:,} photographs")
     labels = _labels([name for _, name, _ in rows], classes)
     images = _listed(str(listing.root), [row[0] for row in rows], labels, [row[2] for row in rows], progress)
+    if wanted == "train" and manifest is not None:
+        images = _without_held_out(images, manifest)
     return replace(images, notes=(*notes, *images.notes))
 
 
@@ -206,6 +209,19 @@ def _labels(names: list[str], classes: Sequence[str]) -> list[int]:
 
 def _carved(manifest: Manifest | None) -> set[str] | None:
     return set(manifest.rows("val").column("path").to_pylist()) if manifest is not None else None
+
+
+def _without_held_out(images: Images, manifest: Manifest) -> Images:
+    """Without the validation images of a run, by their bytes: what it was trained on is scored apart from them."""
+    import pyarrow as pa
+
+    held = set(manifest.rows("val").column("sha256").to_pylist())
+    kept = [row for row, digest in enumerate(images.digests()) if digest not in held]
+    if not (left_out := len(images) - len(kept)):
+        return images
+    table = images.table.take(kept).set_column(0, "id", pa.array(range(len(kept)), pa.int64()))
+    note = f"left out, held out for validation: {left_out:,} photographs"
+    return replace(images, table=table, notes=(*images.notes, note))
 
 
 def _notes(listing: Listing) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ import sklearn.metrics as metrics
 import torch
 
 from sports_ray.data.demo import draw_demo
+from sports_ray.data.manifest import Manifest
 from sports_ray.predict.member import find_member, load_model
 from tests.support.evaluating import moments_of, results, run_command
 from tests.support.members import CLASSES, jpeg, listed, make_member, photographs
@@ -296,6 +297,26 @@ def test_the_plain_view_scores_the_validation_split_as_training_did(tmp_path: Pa
     assert entry["images"] == sidecar["scores"]["val_images"]
     assert entry["acc1"] == pytest.approx(sidecar["scores"]["ema_val_acc1"], abs=1e-12)
     assert entry["nll"] == pytest.approx(sidecar["scores"]["ema_val_loss"], abs=2e-6)
+
+
+def test_the_train_split_is_scored_plainly_and_apart_from_what_validation_took_of_it(tmp_path: Path) -> None:
+    """Accuracy on the images trained on, as plain torch has it without augmentation; those carved off are not among them."""
+    draw_demo(tmp_path / "set", classes=3, per_class=16, size=40, seed=2)
+    shutil.rmtree(tmp_path / "set" / "val")
+    config = small_config(tmp_path / "set", tmp_path / "runs", "trained", loop__epochs=4)
+    assert train_in_child(config) == 0
+    words = ("--run", "trained", "--split", "train", "--workers", "0", "--out", "out", "--json")
+    shown = sports_ray(tmp_path, "eval-ensemble", *words)
+    assert shown.code == 0, shown.err
+    manifest = Manifest.from_bytes((tmp_path / "runs" / "trained" / "manifest.arrow").read_bytes())
+    train, carved = (manifest.rows(split).to_pydict() for split in ("train", "val"))
+    (entry,) = json.loads((tmp_path / "out" / "scores.json").read_text())["candidates"]
+    assert entry["images"] == len(train["path"]) == 48 - len(carved["path"]) < 48
+    assert pq.read_table(tmp_path / "out" / "predictions.parquet").column("path").to_pylist() == train["path"]
+    rows = probabilities_by_hand(tmp_path, "trained", train["path"], flip=False)
+    assert entry["acc1"] == pytest.approx(metrics.accuracy_score(train["label"], rows.argmax(1)), abs=1e-12)
+    assert entry["nll"] == pytest.approx(metrics.log_loss(train["label"], rows, labels=range(3)), rel=1e-4)
+    assert f"left out, held out for validation: {len(carved['path'])} photographs" in shown.out
 
 
 def test_fitted_weights_come_from_validation_images_or_the_fallback_is_named(place: Path, tmp_path: Path) -> None:

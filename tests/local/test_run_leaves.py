@@ -1,0 +1,91 @@
+"""What a run leaves for people besides its weights: its log, the facts of its machine, TensorBoard scalars."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import struct
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboardX.proto.event_pb2 import Event
+
+from sports_ray.data.demo import draw_demo
+from sports_ray.engine.record import system_facts
+from tests.support.shell import sports_ray
+
+SETTINGS = ("data.image_size=32", "data.loader_processes=0", "loop.global_batch=8", "cluster.threads=1")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two sessions: two epochs, then a third."""
+    place = tmp_path_factory.mktemp("leaves")
+    draw_demo(place / "set", classes=2, per_class=8, size=40)
+    words = ["--data", "set", "--model", "test_resnet", "--weights", "none", "--workers", "0", "--precision", "fp32"]
+    words += [word for setting in SETTINGS for word in ("--set", setting)]
+    assert sports_ray(place, "train", *words, "--run", "run", "--epochs", "2").code == 0
+    assert sports_ray(place, "resume", "run", "--epochs", "3").code == 0
+    return place / "runs" / "run"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_session_says_on_which_machine_with_which_versions_it_ran(run: Path) -> None:
+    first, second = (line for line in lines(run / "timings.jsonl") if line["kind"] == "start")
+    for start in (first, second):
+        assert (start["python"], start["host"]) == (platform.python_version(), platform.node())
+        assert (start["platform"], start["device"], start["threads"]) == (platform.platform(), "cpu", 1)
+        assert (start["world"], start["precision"]) == (1, "fp32")
+        packages = ("torch", "torchvision", "timm", "ray", "numpy", "pillow", "pyarrow", "safetensors", "sports-ray")
+        assert {name: start["versions"][name] for name in packages} == {name: version(name) for name in packages}
+        assert "gpu" not in start
+    assert first["step"] == 0 < second["step"] and first["pid"] != second["pid"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_facts_of_a_gpu_hold_its_name_memory_and_driver() -> None:
+    gpu = system_facts(torch.device("cuda", 0))["gpu"]
+    assert gpu["name"] and gpu["memory"] > 2**30 and gpu["cuda"] == torch.version.cuda
+    assert re.fullmatch(r"\d+\.\d+(\.\d+)?", gpu["driver"])
+
+
+def test_log_has_a_clock_and_tells_of_both_sessions(run: Path) -> None:
+    text = (run / "logs" / "driver.log").read_text(encoding="utf-8")
+    clock = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) sports_ray[\w.]* "
+    assert all(re.match(clock, line) for line in text.splitlines())
+    assert re.search(r"weights: source=none", text)
+    starts = [line["step"] for line in lines(run / "timings.jsonl") if line["kind"] == "start"]
+    assert f"resumed: step={starts[1]} " in text
+
+
+def records(path: Path) -> Iterator[Event]:
+    """Of a TFRecord file: length (uint64), its checksum, the event, its checksum."""
+    data, place = path.read_bytes(), 0
+    while place < len(data):
+        (length,) = struct.unpack_from("<Q", data, place)
+        yield Event.FromString(data[place + 12 : place + 12 + length])
+        place += 12 + length + 4
+
+
+def test_tensorboard_reads_back_what_the_metrics_say(run: Path) -> None:
+    (file,) = (run / "tensorboard").iterdir()
+    found = {(value.tag, event.step): value.simple_value for event in records(file) for value in event.summary.value}
+    metrics = lines(run / "metrics.jsonl")
+    wanted = {
+        (name, line["step"]): value
+        for line in metrics
+        for name, value in line.items()
+        if isinstance(value, (int, float)) and name not in ("epoch", "step")
+    }
+    assert found.keys() == wanted.keys() and len(metrics) == 3
+    assert {name for name, _ in found} >= {"train_loss", "val_loss", "val_acc1", "ema_val_acc1", "lr"}
+    for key, value in wanted.items():
+        assert found[key] == pytest.approx(value, rel=1e-6), key
