@@ -35,6 +35,9 @@ class ImageSpec:
 class DataConfig(Checked):
     root: str = ""
     """Folder with train/ (and val/, test/), or a CSV list with columns path, label, split."""
+    labels: Literal["auto", "single", "multi"] = "auto"
+    """Of a CSV list: one class a photograph, or several: a column labels with | or ; between them, or a column of 0 and 1 for
+    each class. auto: several where a column labels holds a separator, or where there are such columns and no label."""
     train: str = "train"
     """Name of the training split's folder."""
     val: str = "auto"
@@ -45,8 +48,20 @@ class DataConfig(Checked):
     """Subset of classes, by name or shell pattern; empty: all."""
     image_size: int = 0
     """Side of the training image in pixels; 0: the model's own."""
+    crop_mode: Literal["auto", "center", "squash", "border"] = "auto"
+    """How evaluation fits a photograph into its square, as timm's --crop-mode; auto: as the model was made for."""
+    crop_pct: float = 0.0
+    """Share of the resized image's side that evaluation keeps, as timm's --crop-pct; 0: as the model was made for."""
     val_fraction: float = 0.15
     """Share of train carved for validation where there is none, in (0, 0.5]."""
+    folds: int = 0
+    """Cut train and val together into so many folds, of which one validates; 0: no. `sports-ray folds` trains on each."""
+    fold: int = 0
+    """The fold that validates, from 0 to folds - 1."""
+    sampler: Literal["shuffle", "weighted"] = "shuffle"
+    """shuffle: an epoch has each training image once; weighted: as many images, of each class the same number."""
+    min_per_class: int = 0
+    """Copies make up for what a class of train has less than so many images, each augmented by itself; 0: none."""
     leaks: Literal["refuse", "drop", "allow"] = "refuse"
     """What to do when a file of train stands byte for byte in a held-out split; drop takes it out of train."""
     max_bad_fraction: float = 0.01
@@ -64,7 +79,11 @@ class DataConfig(Checked):
 
     LIMITS: ClassVar[Limits] = {
         "image_size": (0, 4096),
+        "crop_pct": (0, 1),
         "val_fraction": (0.001, 0.5),
+        "folds": (0, 1000),
+        "fold": (0, 999),
+        "min_per_class": (0, 100_000_000),
         "max_bad_fraction": (0, 1),
         "max_pixels": (1, INFINITE),
         "loader_processes": (-1, 256),
@@ -82,6 +101,8 @@ class ModelConfig(Checked):
     """Stochastic depth at the last block, in [0, 1)."""
     drop: float = 0.0
     """Dropout before the classifier, in [0, 1)."""
+    head: str = "linear"
+    """linear: one layer, the model's own; or more, as words such as 512-relu-dropout0.5-linear, see model/head.py."""
     channels_last: bool = True
     """Keep images and convolution weights in NHWC memory order."""
     compile: bool = False
@@ -97,8 +118,8 @@ class ModelConfig(Checked):
 class AugmentConfig(Checked):
     """Training images only; evaluation is deterministic. Every draw is a function of (seed, epoch, position)."""
 
-    crop: Literal["random", "center"] = "random"
-    """random: random-resized crop; center: as in evaluation."""
+    crop: Literal["random", "center", "squash"] = "random"
+    """random: random-resized crop; center: as in evaluation; squash: all of the image, its sides brought to the square's."""
     crop_scale: tuple[float, float] = (0.35, 1.0)
     """Share of the image's area that a random crop covers."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
@@ -126,7 +147,7 @@ class AugmentConfig(Checked):
     mix_off_epochs: int = 0
     """The last epochs, in which mixup and cutmix are off."""
     smoothing: float = 0.1
-    """Label smoothing, in [0, 1)."""
+    """Label smoothing, in [0, 1); of multi-label data towards 1/2."""
 
     LIMITS: ClassVar[Limits] = {
         "hflip": (0, 1),
@@ -210,6 +231,43 @@ class PhaseConfig(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExtensionConfig(Checked):
+    """More epochs for a run that was planned shorter. What was planned before is carried out first, as it was planned."""
+
+    after: int = 1
+    """Epochs that the run had until then."""
+    schedule: Literal["stretch", "restart", "hold"] = "stretch"
+    """The rate from there on. stretch: as if the run had been planned so long from the start; restart: optim.schedule anew,
+    warm-up included; hold: what the run ended with."""
+
+    LIMITS: ClassVar[Limits] = {
+        "after": (1, INFINITE),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig(Checked):
+    """Of multi-label data, one sigmoid a class; where a photograph shows one class the loss is cross-entropy."""
+
+    multilabel: Literal["bce", "focal"] = "bce"
+    """Binary cross-entropy, or focal loss (Lin et al. 2017), which counts less what is nearly right already."""
+    gamma: float = 2.0
+    """Of focal: how much less."""
+    alpha: float = -1.0
+    """Of focal: weight of a positive, 1 - alpha of a negative, in [0, 1]; -1: both 1."""
+    pos_weight: Literal["none", "balanced"] = "none"
+    """Factor on positives; balanced: negatives over positives of each class among the training images."""
+    pos_weight_most: float = 100.0
+    """Largest such factor; the smallest is one over it."""
+
+    LIMITS: ClassVar[Limits] = {
+        "gamma": (0, 100),
+        "alpha": (-1, 1),
+        "pos_weight_most": (1, INFINITE),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoopConfig(Checked):
     epochs: int = 30
     global_batch: int = 32
@@ -227,13 +285,17 @@ class LoopConfig(Checked):
     """On a GPU, use only kernels that give the same bits each time; false is faster and gives up bitwise resume."""
     strict: bool = False
     """Compute lane by lane and sum in a fixed tree: the same bits at any number of workers, at a cost in speed."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: the loss of an image counts n / (K n_c): n images of an epoch, K classes, n_c images of its own class."""
     early_stop: int = 0
     """Stop after this many evaluations without a better score; 0: never."""
     early_stop_metric: Literal["acc1", "loss"] = "acc1"
-    """What early stopping and the best checkpoint look at, on the validation split."""
+    """What early stopping and the best checkpoint look at, on the validation split; acc1 of multi-label data: mAP."""
     max_nonfinite: int = 20
     """Steps in a row with a loss or gradient that is not finite before training stops with an error."""
     phases: tuple[PhaseConfig, ...] = ()
+    extensions: tuple[ExtensionConfig, ...] = ()
+    """Recorded when a run gets more epochs: `sports-ray resume RUN --epochs N --extend SCHEDULE`."""
 
     LIMITS: ClassVar[Limits] = {
         "epochs": (1, 1_000_000),
@@ -260,6 +322,8 @@ class StoreConfig(Checked):
     """Commit after this many seconds; auto: as often as wastes least, from what a commit costs; 0: by steps alone."""
     keep: int = 3
     """Newest checkpoints to keep; the best is kept besides."""
+    keep_epochs: tuple[int, ...] = ()
+    """Epochs at whose end a checkpoint is made that is never deleted, such as 10, 20, 50."""
     max_unsaved_seconds: float = 1800.0
     """While the store fails training goes on, until so much of it would be lost; then the run pauses."""
 
@@ -319,6 +383,7 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from sports_ray.checked import field_types
-from sports_ray.config import PhaseConfig, TrainConfig
+from sports_ray.config import LoopConfig, TrainConfig
 from sports_ray.errors import ConfigError
 
 # What says *how* a run is computed and not *what*: another value resumes the same run.
@@ -30,9 +30,29 @@ NOT_IDENTITY = frozenset(
         "data.pack_cache_gb",
         "loop.eval_batch",
         "loop.epochs",
+        "loop.extensions",
     }
 )
 NOT_IDENTITY_SECTIONS = frozenset({"store", "cluster"})
+# Keys that came later, whose default changes nothing: at it they are left out, so that older runs keep their names and go on.
+LATER = frozenset(
+    {
+        "model.head",
+        "data.crop_mode",
+        "data.crop_pct",
+        "data.folds",
+        "data.fold",
+        "data.sampler",
+        "data.min_per_class",
+        "loop.class_weights",
+        "data.labels",
+        "loss.multilabel",
+        "loss.gamma",
+        "loss.alpha",
+        "loss.pos_weight",
+        "loss.pos_weight_most",
+    }
+)
 
 
 def recipe_names() -> list[str]:
@@ -58,6 +78,19 @@ def recipe_text(name: str) -> str:
     return (resources.files("sports_ray") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
 
 
+def recipe_header(name: str) -> dict[str, Any]:
+    """What the comment above a recipe says: {`about`: its first line, `commands`, `notes`, `expected`}."""
+    lines = []
+    for line in recipe_text(name).splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" "))
+    commands = [line.strip() for line in lines if line.startswith("  sports-ray ")]
+    prose = " ".join(line for line in lines[1:] if not line.startswith("  sports-ray ")).strip()
+    notes, _, expected = prose.partition("Expected: ")
+    return {"about": lines[0] if lines else "", "commands": commands, "notes": notes.strip(), "expected": expected}
+
+
 def load_recipe(name: str) -> dict[str, Any]:
     """A recipe as nested settings, unchecked: {section: {key: value}}."""
     try:
@@ -80,6 +113,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw
+    if get_origin(kind) is tuple and get_args(kind)[0] is int and type(value) is int:
+        return key, [value]
     if get_origin(kind) is tuple and isinstance(value, str) and "," in value:
         with suppress(tomllib.TOMLDecodeError):
             value = tomllib.loads(f"value = [{raw}]")["value"]
@@ -115,22 +150,27 @@ def config_from_dict(settings: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
         for name in values if section in kinds else [*values, ""]:
             _field_kind(section, name)
         arguments = dict(values)
-        if "phases" in arguments:
-            arguments["phases"] = _phases(arguments["phases"])
+        for name, (kind, *_) in _tables(kinds[section]).items():
+            if name in arguments:
+                arguments[name] = _records(f"{section}.{name}", arguments[name], kind)
         sections[section] = kinds[section](**arguments)
     return _consistent(TrainConfig(**sections))
 
 
-def _phases(items: Any) -> tuple[PhaseConfig, ...]:
+def _tables(section: Any) -> dict[str, tuple[Any, ...]]:
+    """Keys of a section that hold a list of tables: name -> (record's class, ...)."""
+    found = {name: get_args(kind) for name, kind in field_types(section).items() if get_origin(kind) is tuple}
+    return {name: kinds for name, kinds in found.items() if is_dataclass(kinds[0])}
+
+
+def _records(key: str, items: Any, kind: Any) -> tuple[Any, ...]:
+    names = ", ".join(field_types(kind))
     if not isinstance(items, (list, tuple)):
-        raise ConfigError("loop.phases", got=repr(items), want="a list of tables with epochs, train, lr_scale")
-    return tuple(_phase(item) for item in items)
-
-
-def _phase(item: Any) -> PhaseConfig:
-    if not isinstance(item, Mapping) or not set(item) <= {"epochs", "train", "lr_scale"}:
-        raise ConfigError("loop.phases", got=item, want="tables with epochs, train, lr_scale")
-    return PhaseConfig(**item)
+        raise ConfigError(key, got=repr(items), want=f"a list of tables with {names}")
+    for item in items:
+        if not isinstance(item, Mapping) or not set(item) <= field_types(kind).keys():
+            raise ConfigError(key, got=item, want=f"tables with {names}")
+    return tuple(kind(**item) for item in items)
 
 
 def _consistent(config: TrainConfig) -> TrainConfig:
@@ -146,15 +186,26 @@ def _consistent(config: TrainConfig) -> TrainConfig:
     }.items():
         if not 0 < low <= high or (key.endswith("scale") and high > 1):
             raise ConfigError(key, got=[low, high], want="0 < low <= high" + (" <= 1" if key.endswith("scale") else ""))
+    if 0 < config.data.crop_pct < 0.1:
+        raise ConfigError("data.crop_pct", got=config.data.crop_pct, want="0, or from 0.1 to 1")
     if not all(0 <= beta < 1 for beta in config.optim.betas):
         raise ConfigError("optim.betas", got=list(config.optim.betas), want="two values from 0 to below 1")
-    if sum(phase.epochs for phase in loop.phases) >= loop.epochs and loop.phases:
-        raise ConfigError(
-            "loop.phases",
-            got=f"{sum(p.epochs for p in loop.phases)} epochs",
-            want=f"fewer than loop.epochs = {loop.epochs}",
-        )
+    _consistent_course(loop)
+    if not all(1 <= epoch <= loop.epochs for epoch in config.store.keep_epochs):
+        want = f"epochs from 1 to loop.epochs = {loop.epochs}"
+        raise ConfigError("store.keep_epochs", got=list(config.store.keep_epochs), want=want)
     return config
+
+
+def _consistent_course(loop: LoopConfig) -> None:
+    lengths = [*(extension.after for extension in loop.extensions), loop.epochs]
+    if lengths != sorted(set(lengths)):
+        got = f"more epochs after {', '.join(map(str, lengths[:-1]))}"
+        raise ConfigError("loop.extensions", got=got, want=f"rising, below loop.epochs = {loop.epochs}")
+    phases = sum(phase.epochs for phase in loop.phases)
+    if phases >= lengths[0] and loop.phases:
+        planned = "loop.epochs" if len(lengths) == 1 else "those before the first extension"
+        raise ConfigError("loop.phases", got=f"{phases} epochs", want=f"fewer than {planned} = {lengths[0]}")
 
 
 def _field_kind(section: str, name: str) -> Any:
@@ -206,19 +257,28 @@ def _toml_value(value: Any) -> str:
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """What makes a run this run: {"section.key": value} without what only says how it is computed."""
-    return {
+    """What makes a run this run: {"section.key": value} without what only says how it is computed, and without keys of
+    LATER at their defaults."""
+    found = {
         f"{section}.{key}": value
         for section, values in config_to_dict(config).items()
         if section not in NOT_IDENTITY_SECTIONS
         for key, value in values.items()
         if f"{section}.{key}" not in NOT_IDENTITY
     }
+    defaults = config_to_dict(TrainConfig())
+    return {
+        key: value
+        for key, value in found.items()
+        if key not in LATER or value != defaults[(at := key.split("."))[0]][at[1]]
+    }
 
 
 def digest(config: TrainConfig, data_fingerprint: str) -> str:
     """Eight hex digits of the identity, the epochs and the data's content; a run's default name ends in it."""
     content = {**identity(config), "loop.epochs": config.loop.epochs, "data": data_fingerprint}
+    if config.loop.extensions:
+        content["loop.extensions"] = config_to_dict(config)["loop"]["extensions"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 

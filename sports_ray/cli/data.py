@@ -39,25 +39,36 @@ def data() -> None:
 @click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
 @click.option("--dirty", is_flag=True, help="Plant one of every defect that `scan` knows; planted.json lists them.")
 @click.option("--imbalance", is_flag=True, help="Long-tailed training classes, about 70 to 1.")
-def demo(folder: str, classes: int, per_class: int, size: int, seed: int, dirty: bool, imbalance: bool) -> None:
+@click.option("--multilabel", is_flag=True, help="Pictures of up to four things each, listed in labels.csv.")
+def demo(
+    folder: str, classes: int, per_class: int, size: int, seed: int, dirty: bool, imbalance: bool, multilabel: bool
+) -> None:
     """Draw a set of mini-sports photographs into DIR, which must be new, empty or a demo set.
 
     \b
     sports-ray data demo drawn
     sports-ray data demo dirty --dirty && sports-ray data scan dirty
     sports-ray data demo tail --classes 12 --imbalance
+    sports-ray data demo things --multilabel && sports-ray data scan things/labels.csv
     """
     from sports_ray.data.demo import draw_demo
+    from sports_ray.data.demo_objects import LIST, draw_objects
+    from sports_ray.errors import ConfigError
 
+    if multilabel and (dirty or imbalance):
+        raise ConfigError("--multilabel", got="--dirty" if dirty else "--imbalance", want="one of the two")
     options = {"classes": classes, "per_class": per_class, "size": size, "seed": seed}
     with _bar("drawing") as progress:
-        report = draw_demo(folder, **options, dirty=dirty, imbalance=imbalance, progress=progress)
+        if multilabel:
+            report = draw_objects(folder, **options, progress=progress)
+        else:
+            report = draw_demo(folder, **options, dirty=dirty, imbalance=imbalance, progress=progress)
     images = " · ".join(f"{count:,} {split}" for split, count in report.images.items())
     click.echo(f"drawn       {images} · {classes} classes · {size} px")
     click.echo(f"classes     {', '.join(report.classes[:12])}{' …' if classes > 12 else ''}")
     if dirty:
         click.echo(f"planted     {len(report.planted)} defects and unusual files, listed in {folder}/planted.json")
-    click.echo(f"next        sports-ray data scan {_quoted(folder)}")
+    click.echo(f"next        sports-ray data scan {_quoted(f'{folder}/{LIST}' if multilabel else folder)}")
 
 
 @data.command()

@@ -38,7 +38,9 @@ Examples:
   sports-ray predict --images test.csv --run a --run b --tta hflip --header id,label --top 3
 
 The CSV has one row an image, sorted by name; names are paths below the folder, or the list's id. An image that cannot be
-read gets a row too. Exit codes: 0 done (also with a warning of bad images), 2 your mistake, or bad images with --strict.
+read gets a row too. Of runs with several classes a photograph it has the chosen labels, with | between them, and a column
+with the probability of each class. Exit codes: 0 done (also with a warning of bad images), 2 your mistake, or bad images
+with --strict.
 """
 
 _RUN = click.option(
@@ -206,12 +208,17 @@ def predict(
     check_workers(workers)
     command = _Command(as_json)
     try:
-        from sports_ray.predict.write import parse_header, submission, write_text
+        from sports_ray.predict.write import label_lists, parse_header, submission, write_text
 
         names = parse_header(header)
         from sports_ray.predict.plan import plan_prediction
+        from sports_ray.predict.record import chosen_thresholds
 
         plan = plan_prediction(runs, images, **settings, progress=command.scanning())
+        if plan.multilabel and top:
+            raise ConfigError(
+                "--top", got=top, want="nothing: the probability of every class is written", cure="leave it out"
+            )
         command.show_plan(plan)
         from sports_ray.orchestrate.cluster import prepare_environment
 
@@ -219,7 +226,12 @@ def predict(
         from sports_ray.predict.evaluate import predict as predict_all
 
         table, errors = predict_all(plan, command.computer(workers, plan), command.progress, batch=batch or 0)
-        write_text(out, submission(plan.names, table, errors, plan.classes, names, min(top, len(plan.classes)), fill))
+        if plan.multilabel:
+            cuts = chosen_thresholds(plan)
+            text = label_lists(plan.names, table, errors, plan.classes, cuts, names, fill)
+        else:
+            text = submission(plan.names, table, errors, plan.classes, names, min(top, len(plan.classes)), fill)
+        write_text(out, text)
         bad = [{"path": plan.names[row], "error": error} for row, error in enumerate(errors) if error is not None]
         show_bad(bad, command.show)
         rows = f"{len(plan.names):,} rows"

@@ -160,7 +160,8 @@ def open_seer(run: str, store: str = "runs") -> Seer:
 
     member = find_member(run, store)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Seer(member.name, load_model(member, device), member.classes, member.spec, device, member.max_pixels)
+    model = load_model(member, device)
+    return Seer(member.name, model, member.classes, member.spec, device, member.max_pixels, member.multilabel)
 
 
 @click.command()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sports_ray.cli.show import Show
 from sports_ray.errors import DataError
+from sports_ray.score.main_score import MULTILABEL
 
 if TYPE_CHECKING:
     from sports_ray.predict.plan import Plan
@@ -34,6 +35,8 @@ def show_scores(scores: Mapping[str, Any], plan: Plan, show: Show) -> None:
 def score_table(scores: Mapping[str, Any]) -> list[str]:
     """A line a candidate; the intervals are those of 95 %."""
     entries = scores["candidates"]
+    if scores.get("task") == MULTILABEL:
+        return _multilabel_table(scores)
     width = max(len("model"), *(len(entry["name"]) for entry in entries))
     lines = [
         f"{'model':<{width}} {'views':<7} {'images':>7} {'acc1':>7} {'95 %':<16} {'acc5':>7} {'NLL':>7} {'ECE':>6}"
@@ -47,6 +50,27 @@ def score_table(scores: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{entry['name']:<{width}} {tta:<7} {entry['images']:>7,} {entry['acc1']:>7.4f} "
             f"{f'[{low:.4f}, {high:.4f}]':<16} {entry['acc5']:>7.4f} {entry['nll']:>7.4f} {entry['ece']:>6.4f}  {against}"
+        )
+    return lines
+
+
+def _multilabel_table(scores: Mapping[str, Any]) -> list[str]:
+    entries = scores["candidates"]
+    width = max(len("model"), *(len(entry["name"]) for entry in entries))
+    lines = [
+        f"{'model':<{width}} {'views':<7} {'images':>7} {'mAP':>7} {'95 %':<16} {'F1 macro':>8} {'micro':>7} {'Hamming':>7} "
+        f"{'subset':>7}  mAP against {scores['best_single']}"
+    ]
+    for entry in entries:
+        other, ends = entry["against_best"], entry["map_interval"]
+        against = "" if other is None else f"{other['map_difference']:+.4f}"
+        if other is not None and other["map_interval"] is not None:
+            against += " [{:+.4f}, {:+.4f}]".format(*other["map_interval"])
+        interval = "" if ends is None else "[{:.4f}, {:.4f}]".format(*ends)
+        tta = entry["tta"] if len(entry["tta"]) <= 7 else entry["tta"].partition("=")[0]
+        lines.append(
+            f"{entry['name']:<{width}} {tta:<7} {entry['images']:>7,} {entry['map']:>7.4f} {interval:<16} "
+            f"{entry['f1_macro']:>8.4f} {entry['f1_micro']:>7.4f} {entry['hamming']:>7.4f} {entry['subset']:>7.4f}  {against}"
         )
     return lines
 

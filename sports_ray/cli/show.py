@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from sports_ray.score.main_score import NAMES, score_name, score_of
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -77,9 +79,10 @@ def duration(seconds: float) -> str:
 
 
 def evaluation_line(event: Mapping[str, Any]) -> str:
-    score = f"val {event['val_acc1']:.4f}"
-    if "ema_val_acc1" in event:
-        score += f" · EMA {event['ema_val_acc1']:.4f}"
+    name = score_name(event)
+    score = f"val {event[f'val_{name}']:.4f}" if name == "acc1" else f"val {NAMES[name]} {event[f'val_{name}']:.4f}"
+    if f"ema_val_{name}" in event:
+        score += f" · EMA {event[f'ema_val_{name}']:.4f}"
     loss = f"train loss {event['train_loss']:.4f} · " if event.get("train_loss") is not None else ""
     return f"epoch {event['epoch']}: {loss}{score}{' · best' if event.get('best') else ''}"
 
@@ -150,7 +153,7 @@ class LiveShow(PlainShow):
     def event(self, event: Mapping[str, Any]) -> None:
         if event["kind"] == "evaluated":
             if event.get("best"):
-                self._best = f"best {event.get('ema_val_acc1', event['val_acc1']):.3f} (epoch {event['epoch']})"
+                self._best = f"best {score_of(event):.3f} (epoch {event['epoch']})"
             self._above(evaluation_line(event))
         elif line := restart_line(event):
             self._above(line)

@@ -13,6 +13,7 @@ import click
 
 from sports_ray.cli.show import can_be_drawn_over, duration
 from sports_ray.errors import ConfigError, RunError
+from sports_ray.score.main_score import NAMES, score_name, score_of
 
 if TYPE_CHECKING:
     from sports_ray.store.run_dir import RunDir
@@ -155,10 +156,11 @@ def describe(facts: Facts) -> str:
         lines.append(("", facts["reason"]))
     if "model" in facts:
         best = facts["best"]
+        score = f"val {NAMES[score_name(best)]} {score_of(best):.4f} in epoch {best['epoch']}" if best else ""
         lines += [
             ("model", facts["model"]),
             ("steps", f"{facts['step']} of {facts['total_steps']} ({facts['epochs']} epochs){_age_words(facts)}"),
-            ("best", f"val acc1 {best['val_acc1']:.4f} in epoch {best['epoch']}" if best else "not evaluated yet"),
+            ("best", score or "not evaluated yet"),
             ("time", _time_words(facts)),
             ("lost", f"at least {facts['steps_lost_at_least']} steps had to be done again"),
         ]
@@ -195,7 +197,7 @@ def table(rows: list[Facts]) -> str:
         if "model" not in row:
             lines.append(start + row["reason"])
             continue
-        best = f"{row['best']['val_acc1']:.4f}" if row["best"] else "-"
+        best = f"{score_of(row['best']):.4f}" if row["best"] else "-"
         age = duration(row["commit_age"]) if row["commit_age"] is not None else "-"
         steps = f"{row['step']}/{row['total_steps']}"
         lines.append(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sports_ray.cli.show import JsonShow, LiveShow, Show
+from sports_ray.score.main_score import score_of
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -72,7 +73,7 @@ class SweepShow:
 
 def accuracy(event: Event) -> float:
     """What counts as the score of an evaluation: the EMA's where there is one."""
-    return float(event.get("ema_val_acc1", event["val_acc1"]))
+    return float(score_of(event))
 
 
 class LiveSweep(SweepShow):

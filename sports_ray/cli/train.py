@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,11 @@ ends at once. Exit codes: 0 done, 2 your mistake, 3 failed, 75 paused, 130 ended
 
 LEAVE_SECONDS = 0.5
 """Of a time budget, before its very end: for saying how to go on."""
+EXTEND = click.option(
+    "--extend",
+    type=click.Choice(["stretch", "restart", "hold"]),
+    help="The rate in more --epochs than the run had: as if planned so long (default), anew with warm-up, or as it ended.",
+)
 
 
 def parse_duration(text: str) -> float:
@@ -54,7 +60,7 @@ def parse_duration(text: str) -> float:
     "--data",
     "data_root",
     metavar="DIR",
-    help="Folder with train/ (val/, test/), a CSV with path, label, split, or a pack.",
+    help="Folder with train/ (val/, test/), a CSV with path, label, split, a pack, or CIFAR-10's own files.",
 )
 @click.option("--model", metavar="NAME", help="A timm model, or convnext_large, swinv2_large, swinv2_large_256.")
 @click.option("--recipe", metavar="R", help="Start from a recipe: a name of `sports-ray recipes`, or a .toml file.")
@@ -63,6 +69,7 @@ def parse_duration(text: str) -> float:
 )
 @click.option("--store", metavar="DIR|URI", help="Where runs are kept. Default: ./runs")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the training images.")
+@EXTEND
 @click.option("--workers", metavar="0|N|MIN:MAX", help="0: in this process, no Ray. Default: one for each GPU, or 1.")
 @click.option("--precision", metavar="P", help="auto, bf16, fp16 or fp32. Default: auto, by device or measurement.")
 @click.option("--weights", metavar="auto|PATH|none", help="Where to start from: timm's hub, a file, or from scratch.")
@@ -72,9 +79,17 @@ def parse_duration(text: str) -> float:
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Print the whole config and the plan, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def train(overrides: tuple[str, ...], dry_run: bool, as_json: bool, time_budget: str | None, **flags: Any) -> int:
+def train(
+    overrides: tuple[str, ...], dry_run: bool, as_json: bool, time_budget: str | None, extend: str | None, **flags: Any
+) -> int:
     """Train a model on a folder of photographs. Run again, the same command goes on where it stopped."""
     command = Command(as_json)
+    config = chosen_config(overrides, time_budget, flags)
+    return carry_out(config, command, dry_run=dry_run, extend=extend or "")
+
+
+def chosen_config(overrides: tuple[str, ...], time_budget: str | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """The settings that `train`'s options ask for."""
     from sports_ray.recipe import build_config
 
     keys = {
@@ -91,23 +106,30 @@ def train(overrides: tuple[str, ...], dry_run: bool, as_json: bool, time_budget:
     }
     named = {keys[name]: value for name, value in flags.items() if name in keys}
     named["cluster.time_budget"] = parse_duration(time_budget) if time_budget else None
-    config = build_config(flags["recipe"], named, overrides)
-    return carry_out(config, command, dry_run=dry_run)
+    return build_config(flags["recipe"], named, overrides)
 
 
 @click.command()
 @click.argument("run")
 @click.option("--store", metavar="DIR|URI", default="runs", show_default=True, help="Where runs are kept.")
 @click.option("--epochs", type=int, metavar="N", help="More epochs than the run was started with.")
+@EXTEND
 @click.option("--workers", metavar="0|N|MIN:MAX", help="Other workers than last time.")
 @click.option("--data", "data_root", metavar="DIR", help="Where the photographs lie now.")
 @click.option("--time-budget", metavar="T", help="Pause in time before this long has passed, such as 11h30m.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def resume(run: str, store: str, as_json: bool, time_budget: str | None, **flags: Any) -> int:
-    """Go on with RUN, a name in the store or a path to its folder, as it was started."""
+def resume(run: str, store: str, as_json: bool, time_budget: str | None, extend: str | None, **flags: Any) -> int:
+    """Go on with RUN, a name in the store or a path to its folder, as it was started.
+
+    \b
+    Examples:
+      sports-ray resume convnext
+      sports-ray resume s3://bucket/runs/convnext --time-budget 11h30m
+      sports-ray resume convnext --epochs 100 --extend restart
+    """
     command = Command(as_json)
     config = recorded_config(run, store, time_budget, **flags)
-    return carry_out(config, command)
+    return carry_out(config, command, extend=extend or "")
 
 
 class Command:
@@ -124,6 +146,10 @@ class Command:
         self.show = choose_show(as_json)
         self.stops.leave_with(self.leave)
 
+    def go_on(self, plan: Plan) -> str:
+        """The words that go on with a run that is there."""
+        return go_on_command(plan)
+
     def budget(self, seconds: float) -> None:
         """From now on the process ends before so many seconds have passed since its start; 0: no limit."""
         if seconds:
@@ -136,7 +162,7 @@ class Command:
             total = self.plan.schedule.total_steps
             with suppress(SportsRayError):
                 step = safe_step(self.plan)
-                command = go_on_command(self.plan) if self.plan.run_dir.read_record() else command
+                command = self.go_on(self.plan) if self.plan.run_dir.read_record() else command
         nothing = "no step is safe yet" if self.stops.looked else "before the first step: nothing is lost"
         text = f"step {step} of {total} is safe" if step else nothing
         facts = {"step": step, "total_steps": total, "reason": reason, "command": command}
@@ -176,7 +202,7 @@ def recorded_config(
     return config_from_dict(settings)
 
 
-def carry_out(config: TrainConfig, command: Command, dry_run: bool = False) -> int:
+def carry_out(config: TrainConfig, command: Command, dry_run: bool = False, extend: str = "") -> int:
     """Plans, shows and runs a training. Returns the exit code."""
     show = command.show
     command.budget(config.cluster.time_budget)
@@ -186,7 +212,7 @@ def carry_out(config: TrainConfig, command: Command, dry_run: bool = False) -> i
         prepare_environment(config.cluster.usage_stats)
         from sports_ray.orchestrate.plan import make_plan
 
-        plan = command.plan = make_plan(config, progress=scan_progress())
+        plan = command.plan = make_plan(config, progress=scan_progress(), extend=extend)
         if dry_run:
             show_dry_run(plan, show)
             return 0
@@ -196,7 +222,7 @@ def carry_out(config: TrainConfig, command: Command, dry_run: bool = False) -> i
             return 0
         outcome = execute(plan, command)
         if outcome.status == "paused":
-            show_pause(plan, outcome, show)
+            show_pause(plan, outcome, show, command.go_on(plan))
             return 75
         show_summary(plan, show)
         return 0
@@ -238,6 +264,12 @@ def scan_progress() -> Any:
 def show_plan(plan: Plan, show: Show) -> None:
     for name, text, data in plan_facts(plan):
         show.fact(name, text, **data)
+    if plan.lengthened:
+        from sports_ray.orchestrate.extend import newest_words
+
+        last = plan.config.loop.extensions[-1]
+        facts = {"from_epochs": last.after, "to_epochs": plan.config.loop.epochs, "schedule": last.schedule}
+        show.fact("extended", newest_words(plan.config, plan.schedule.steps_per_epoch), **facts)
 
 
 def plan_facts(plan: Plan) -> list[tuple[str, str, dict[str, Any]]]:
@@ -247,6 +279,10 @@ def plan_facts(plan: Plan) -> list[tuple[str, str, dict[str, Any]]]:
     test = f"{counts['test']:,}, untouched" if counts["test"] else "none"
     photos = f"{counts['train']:,} train · {counts['val']:,} validation · test: {test}"
     photos += f" · {len(manifest.classes)} classes"
+    if (copies := schedule.train_images - counts["train"]) > 0:
+        photos += f" · {copies:,} copies of small classes"
+    photos += " · each class drawn as often" if plan.config.data.sampler == "weighted" else ""
+    photos += ", several a photograph" if manifest.multilabel else ""
     lines = [photos, *(f"! {note}" for note in manifest.notes)]
     facts = {**counts, "classes": len(manifest.classes), "notes": list(manifest.notes)}
     sizes = {
@@ -305,13 +341,12 @@ def class_counts(manifest: Manifest) -> list[tuple[str, int, int, int]]:
     """(class, train, val, test images), a row a class."""
     columns = []
     for split in ("train", "val", "test"):
-        labels = manifest.rows(split).column("label").to_pylist()
-        columns.append([labels.count(label) for label in range(len(manifest.classes))])
+        columns.append(manifest.class_images(split).tolist())
     return list(zip(manifest.classes, *columns, strict=True))
 
 
-def show_pause(plan: Plan, outcome: Outcome, show: Show) -> None:
-    command = go_on_command(plan)
+def show_pause(plan: Plan, outcome: Outcome, show: Show, command: str) -> None:
+    """`command`: the words that go on with it."""
     text = f"step {outcome.step} of {outcome.total_steps} is safe ({outcome.reason})."
     if outcome.lost:
         text += f" The store did not take the {outcome.lost} steps after it, they will be trained again."
@@ -324,6 +359,7 @@ def show_pause(plan: Plan, outcome: Outcome, show: Show) -> None:
 def show_summary(plan: Plan, show: Show) -> None:
     """Scores with their interval, where the weights lie, and what to do next."""
     from sports_ray.engine.record import time_facts
+    from sports_ray.score.main_score import NAMES, score_name, score_of
     from sports_ray.score.tally import wilson
 
     run_dir = plan.run_dir
@@ -331,17 +367,19 @@ def show_summary(plan: Plan, show: Show) -> None:
     for name in ("best", "last"):
         sidecar = run_dir.describe_weights(name) or {}
         scores = sidecar.get("scores", {})
-        accuracy = scores.get("ema_val_acc1", scores.get("val_acc1"))
+        name_of, score = score_name(scores), score_of(scores)
         text = f"step {sidecar.get('step')}"
         data: dict[str, Any] = {
             "step": sidecar.get("step"),
             "scores": scores,
             "weights": f"{where}/weights/{name}.safetensors",
         }
-        if accuracy is not None:
+        if score is not None and name_of != "acc1":
+            text = f"val {NAMES[name_of]} {score:.4f} ({int(scores['val_images'])} images) · {text}"
+        elif score is not None:
             images = int(scores["val_images"])
-            low, high = wilson(round(accuracy * images), images)
-            text = f"val acc1 {accuracy:.4f} (95 %: {low:.3f} to {high:.3f}, {images} images) · {text}"
+            low, high = wilson(round(score * images), images)
+            text = f"val acc1 {score:.4f} (95 %: {low:.3f} to {high:.3f}, {images} images) · {text}"
             data["interval95"] = [low, high]
         show.fact(name, f"{text} · {where}/weights/{name}.safetensors", **data)
     facts = time_facts(run_dir.read_timings())

@@ -1,4 +1,4 @@
-"""A CSV list of images: columns path, label and split, as they are called in the field."""
+"""A CSV list of images: columns path, label (or several labels) and split, as they are called in the field."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, NamedTuple
 
+from sports_ray.data.csv_labels import BadLabels, Labels, find_labels
 from sports_ray.data.files import Folder
 from sports_ray.data.listing import VAL_NAMES, Entry, Listing, table_of
 from sports_ray.errors import DataError
@@ -37,13 +38,16 @@ def read_csv_list(path: Path, config: DataConfig) -> Listing:
 
     Raises DataError for a file that is no such list."""
     header, rows = _read(path)
-    columns = _columns(path, header)
+    columns = _columns(header)
+    labels = find_labels(path, header, columns, [row.fields for row in rows], config.labels)
+    _check_columns(path, header, columns, labels)
+    assert labels is not None
     root, words = path.parent, _split_words(config)
     entries: list[Entry] = []
     bad: list[str] = []
     first: dict[str, int] = {}
     for row in rows:
-        entry = _entry(root, row, columns, len(header), words)
+        entry = _entry(root, row, columns, len(header), words, labels)
         if isinstance(entry, Entry) and entry.id in first:
             entry = f"{entry.id!r} stands already in row {first[entry.id]}"
         if isinstance(entry, str):
@@ -53,7 +57,8 @@ def read_csv_list(path: Path, config: DataConfig) -> Listing:
         if entry.split:
             entries.append(entry)
     folders = {split: "" for split in sorted({entry.split for entry in entries})}
-    return Listing(root, path, Folder(str(root)), table_of(entries), folders, bad_rows=tuple(bad))
+    files = Folder(str(root))
+    return Listing(root, path, files, table_of(entries), folders, bad_rows=tuple(bad), multilabel=labels.multilabel)
 
 
 def _read(path: Path) -> tuple[list[str], list[_Row]]:
@@ -67,7 +72,7 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
     delimiter = max(",;\t|", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        header = [name.strip().lower() for name in next(reader, [])]
+        header = [name.strip() for name in next(reader, [])]
         rows: list[_Row] = []
         for fields in reader:
             if fields:
@@ -77,18 +82,21 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
     return header, rows
 
 
-def _columns(path: Path, header: list[str]) -> dict[str, int]:
-    found = {}
+def _columns(header: list[str]) -> dict[str, int]:
+    found, called = {}, [name.lower() for name in header]
     for column, names in _COLUMNS.items():
-        places = [header.index(name) for name in names if name in header]
+        places = [called.index(name) for name in names if name in called]
         if places:
             found[column] = places[0]
-    missing = [column for column in ("path", "label") if column not in found]
+    return found
+
+
+def _check_columns(path: Path, header: list[str], columns: dict[str, int], labels: Labels | None) -> None:
+    missing = [column for column in ("path",) if column not in columns] + ["label"] * (labels is None)
     if missing:
         raise DataError(
             f"{path}: no column {' and no '.join(missing)}", got=", ".join(header) or "an empty file", want=_WANT
         )
-    return found
 
 
 def _split_words(config: DataConfig) -> dict[str, str]:
@@ -102,7 +110,9 @@ def _split_words(config: DataConfig) -> dict[str, str]:
     return words
 
 
-def _entry(root: Path, row: _Row, columns: dict[str, int], width: int, words: dict[str, str]) -> Entry | str:
+def _entry(
+    root: Path, row: _Row, columns: dict[str, int], width: int, words: dict[str, str], labels: Labels
+) -> Entry | str:
     """The row's entry, or what is wrong with the row."""
     if len(row.fields) != width:
         return f"{len(row.fields)} fields where the header has {width}"
@@ -112,7 +122,11 @@ def _entry(root: Path, row: _Row, columns: dict[str, int], width: int, words: di
     split = words.get(value.get("split", "").lower())
     if split is None:
         return f"unknown split {value['split']!r}, wanted train, val or test"
-    if not value["label"] and split != "test":
+    try:
+        name = labels.name(row.fields)
+    except BadLabels as error:
+        return f"{error}: {value['path']!r}"
+    if not name and split != "test":
         return f"no label, which only test images may lack: {value['path']!r}"
     absolute = os.path.normpath(os.path.join(root, value["path"]))
     try:
@@ -122,5 +136,5 @@ def _entry(root: Path, row: _Row, columns: dict[str, int], width: int, words: di
     if not S_ISREG(stat.st_mode):
         return f"no file but a folder or device: {value['path']!r}"
     inside = absolute.startswith(f"{root}{os.sep}")
-    name = os.path.relpath(absolute, root) if inside else absolute
-    return Entry(name.replace(os.sep, "/"), split, value["label"], stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    place = os.path.relpath(absolute, root) if inside else absolute
+    return Entry(place.replace(os.sep, "/"), split, name, stat.st_size, stat.st_mtime_ns, stat.st_ino)

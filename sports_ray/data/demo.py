@@ -88,12 +88,14 @@ def draw_demo(
 
     Raises DataError for a folder that holds anything but a demo set, and for sizes that make no sense."""
     folder = Path(folder)
-    _check(folder, classes, per_class, size)
+    most = len(SPORTS) * (1 + len(PLACES))
+    if not 2 <= classes <= most:
+        raise DataError("classes of a demo set", got=classes, want=f"2 to {most}")
+    take_folder(folder, per_class, size)
     names = class_names(classes)
     sizes = _sizes(classes, per_class, imbalance)
     held = max(1, per_class // 4)
-    _clear(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    clear(folder)
     (folder / MARK).write_text(json.dumps({"drawn by": "sports-ray data demo", "seed": seed}))
     images = {"train": sum(sizes), "val": held * classes, "test": held * classes}
     total, done = sum(images.values()), itertools.count(1)
@@ -119,8 +121,21 @@ def picture(name: str, size: int, rng: Random) -> Image.Image:
     """One RGB picture of a class, size x size px."""
     place, _, sport = name.partition(" ") if name not in SPORTS else ("", "", name)
     scene, surfaces = SPORTS[sport]
+
+    def draw(pen: Pen) -> None:
+        surface(pen, PLACES[place] if place else rng.choice(surfaces))
+        scene(pen)
+
+    return _taken(draw, size, rng)
+
+
+def photographed(scene: Scene, size: int, rng: Random) -> bytes:
+    """A drawn scene under clutter as the bytes of a JPEG, size x size px, seen by some camera in some light."""
+    return _jpeg(_taken(scene, size, rng), rng)
+
+
+def _taken(scene: Scene, size: int, rng: Random) -> Image.Image:
     pen = Pen(2 * size, rng)
-    surface(pen, PLACES[place] if place else rng.choice(surfaces))
     scene(pen)
     for _ in range(rng.randint(0, 3)):  # clutter: somebody's bag, a sign, a cable
         x, y = rng.uniform(-0.1, 1.1), rng.uniform(-0.1, 1.1)
@@ -130,8 +145,12 @@ def picture(name: str, size: int, rng: Random) -> Image.Image:
 
 def encoded(name: str, size: int, rng: Random) -> bytes:
     """The same as the bytes of a JPEG."""
+    return _jpeg(picture(name, size, rng), rng)
+
+
+def _jpeg(image: Image.Image, rng: Random) -> bytes:
     sink = io.BytesIO()
-    picture(name, size, rng).save(sink, "JPEG", quality=rng.randint(60, 94))
+    image.save(sink, "JPEG", quality=rng.randint(60, 94))
     return sink.getvalue()
 
 
@@ -185,10 +204,8 @@ def _sizes(classes: int, per_class: int, imbalance: bool) -> list[int]:
     return [round(smallest * factor) for factor in rise]
 
 
-def _check(folder: Path, classes: int, per_class: int, size: int) -> None:
-    most = len(SPORTS) * (1 + len(PLACES))
-    if not 2 <= classes <= most:
-        raise DataError("classes of a demo set", got=classes, want=f"2 to {most}")
+def take_folder(folder: Path, per_class: int, size: int) -> None:
+    """Raises DataError for sizes that make no sense, and for a folder that holds anything but a demo set."""
     if per_class < 4:
         raise DataError(
             "pictures per class of a demo set", got=per_class, want="4 or more: a quarter goes to val and to test"
@@ -206,13 +223,15 @@ def _check(folder: Path, classes: int, per_class: int, size: int) -> None:
         )
 
 
-def _clear(folder: Path) -> None:
-    """Take away what an earlier call has drawn."""
+def clear(folder: Path) -> None:
+    """Take away what an earlier call has drawn, and make the folder if there is none."""
     import shutil
 
     for split in ("train", "val", "test"):
         shutil.rmtree(folder / split, ignore_errors=True)
-    (folder / "planted.json").unlink(missing_ok=True)
+    for name in ("planted.json", "labels.csv"):
+        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _plant(folder: Path, names: tuple[str, ...], size: int, seed: int) -> tuple[dict[str, str], ...]:

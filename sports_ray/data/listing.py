@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from sports_ray.data.files import REMOTE, Files, Folder
+from sports_ray.data.files import REMOTE, Files, Folder, is_cifar
 from sports_ray.data.inspect import FORMAT_OF
 from sports_ray.errors import DataError
 
@@ -56,10 +56,12 @@ class Listing:
     """Folders of the root that are no split, where others are."""
     bad_rows: tuple[str, ...] = ()
     """What is wrong with which row of a CSV list."""
+    multilabel: bool = False
+    """Whether a name is the word of a set of classes (label_sets), and not that of one class."""
 
 
 def list_files(source: str | Path, config: DataConfig) -> Listing:
-    """List a folder tree, a CSV list or a pack. Raises DataError where there is nothing that could be listed."""
+    """List a folder tree, a CSV list, a pack or CIFAR-10's own files. Raises DataError where there is nothing to be listed."""
     from sports_ray.data.csv_list import read_csv_list
 
     if not str(source):
@@ -73,6 +75,10 @@ def list_files(source: str | Path, config: DataConfig) -> Listing:
     if not path.exists():
         raise DataError("data not found", got=path, want=_LAYOUT, cure=_nearest(path))
     path = path.resolve()
+    if is_cifar(path):
+        from sports_ray.data.cifar import list_cifar
+
+        return list_cifar(path)
     return _list_tree(path, config) if path.is_dir() else read_csv_list(path, config)
 
 

@@ -23,8 +23,10 @@ from sports_ray.data import augment as augmentation
 from sports_ray.data.cache import PixelCache, budget_bytes
 from sports_ray.data.decode import open_image
 from sports_ray.data.files import open_files
+from sports_ray.data.label_sets import matrix
 from sports_ray.data.order import Orders
 from sports_ray.data.pool import Pool
+from sports_ray.data.sampler import Sampler
 from sports_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 [n, 3, S, S] RGB; in pinned memory where there is CUDA."""
     labels: Tensor
-    """int64 [n]."""
+    """int64 [n]; of multi-label photographs uint8 [n, K], 1 where one shows the class."""
     rows: Tensor
     """int64 [n], rows of the split's table."""
 
@@ -136,12 +138,14 @@ class Reader:
         tables = {split: manifest.rows(split) for split in ("train", "val")}
         self._paths = {split: table.column("path") for split, table in tables.items()}
         self._labels = {split: table.column("label").to_numpy() for split, table in tables.items()}
+        self._sets = matrix(manifest.label_sets, len(manifest.classes)) if manifest.multilabel else None
         self._sizes = {
             split: np.stack([table.column(side).to_numpy() for side in ("width", "height")], axis=1)
             for split, table in tables.items()
         }
         self._cache = self._new_cache(budget_bytes(data.cache_gb))
-        self._orders = Orders(seed, len(tables["train"]))
+        sampler = Sampler(data, seed, self._labels["train"])
+        self._orders = Orders(sampler.rows, len(sampler))
 
     def shape(self, request: Request) -> tuple[int, int, int, int]:
         side = self._spec.train_size if request.split == "train" else self._spec.eval_size
@@ -151,8 +155,9 @@ class Reader:
         """Bytes of a task's images."""
         return int(np.prod(self.shape(task.request)))
 
-    def labels(self, request: Request, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self._labels[request.split][rows].astype(np.int64)
+    def labels(self, request: Request, rows: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.uint8]:
+        labels = self._labels[request.split][rows].astype(np.int64)
+        return labels if self._sets is None else self._sets[labels]
 
     def path(self, split: str, row: int) -> str:
         """Below the manifest's root."""
@@ -226,13 +231,22 @@ class Reader:
         for start in range(0, len(self._sizes["train"]), _SLOTS_AT_ONCE):
             width, height = self._sizes["train"][start : start + _SLOTS_AT_ONCE].astype(np.int64).T
             train = 3 * -(-width[:, None] // shrinks) * -(-height[:, None] // shrinks)
-            possible = np.minimum(width, height)[:, None] >= shrinks * self._spec.train_size
-            train[:, 1:] *= possible[:, 1:] & (self._augment.crop == "random")
+            train *= self._shrinks(np.minimum(width, height)[:, None] >= shrinks * self._spec.train_size)
             sizes.append(train.reshape(-1))
             room -= int(train.sum())
             if room < 0:
                 break
         return PixelCache(np.concatenate(sizes), budget)
+
+    def _shrinks(self, possible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of _SHRINKS the crops of each image may ask for, [n, 4], of those that leave enough of the whole image."""
+        asked = possible.copy()
+        asked[:, 0] = True
+        if self._augment.crop == "center":
+            asked[:, 1:] = False
+        elif self._augment.crop == "squash":  # all of the image, always
+            asked[:, :-1] &= ~possible[:, 1:]
+        return asked
 
 
 def stream(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sports_ray.config import DataConfig
+from sports_ray.data.files import is_cifar
 from sports_ray.data.inspect import Facts
 from sports_ray.data.listing import is_pack, list_files, list_whole_tree
 from sports_ray.data.pack import Pack
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from sports_ray.data.facts import Progress
     from sports_ray.data.files import Files
     from sports_ray.data.listing import Listing
+
+
+_UNPACKED = "train from the list itself"
 
 
 class Source(NamedTuple):
@@ -54,6 +58,10 @@ def find_sources(source: str, progress: Progress | None = None, cache_dir: Path 
     if listing.bad_rows:
         what = f"{listing.source}: {len(listing.bad_rows):,} bad rows"
         raise DataError(what, got="; ".join(listing.bad_rows[:SHOWN]), cure="mend or remove them")
+    if listing.multilabel:
+        raise DataError(
+            f"{listing.source}: a multi-label list", want="one class a photograph in a pack", cure=_UNPACKED
+        )
     ids = listing.table.column("id").to_pylist()
     if not ids:
         raise DataError("photographs to pack", got=f"none in {source}", want="at least one")
@@ -73,6 +81,10 @@ def find_sources(source: str, progress: Progress | None = None, cache_dir: Path 
 def _whole(source: str) -> tuple[Listing, dict[str, list[str]], str]:
     """The listing of all that can be packed, its folders, and the name of the CSV list, if it is one."""
     path = Path(source).expanduser()
+    if is_cifar(path):
+        listing = list_files(source, DataConfig())
+        ids = listing.table.column("id").to_pylist()
+        return listing, _folders(ids), ""
     if path.is_dir() and not is_pack(source):
         listing, folders = list_whole_tree(path.resolve())
         return listing, folders, ""
@@ -83,6 +95,15 @@ def _whole(source: str) -> tuple[Listing, dict[str, list[str]], str]:
     if record.csv:
         return listing, {}, record.csv
     return dataclasses.replace(listing, table=listing.files.table().select(["id"])), record.folders, ""
+
+
+def _folders(ids: Sequence[str]) -> dict[str, list[str]]:
+    """Folders of paths TOP/BELOW/FILE: {top: [below it]}."""
+    found: dict[str, set[str]] = {}
+    for one in ids:
+        top, below, _ = one.split("/")
+        found.setdefault(top, set()).add(below)
+    return {top: sorted(inside) for top, inside in found.items()}
 
 
 def _splits_and_names(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sports_ray.data.inspect import FORMAT_OF
+from sports_ray.data.label_sets import LabelSets, images_of_classes
 from sports_ray.data.listing import VAL_NAMES
 from sports_ray.data.near import components, near_pairs
 from sports_ray.errors import DataError
@@ -67,7 +68,7 @@ def select_classes(listing: Listing, config: DataConfig) -> tuple[Listing, tuple
     Images of train and val without a label are left out of the listing; those of test stay."""
     table = listing.table
     splits, names = (np.array(table.column(key).to_pylist()) for key in ("split", "name"))
-    chosen = _chosen(sorted(set(names.tolist()) - {""}), config.classes)
+    chosen = chosen_classes(sorted(set(names.tolist()) - {""}), config.classes)
     keep = np.array([name in chosen for name in names.tolist()]) | ((names == "") & (splits == "test"))
     classes = {split: set(names[(splits == split) & keep].tolist()) - {""} for split in _RANK}
     for split in ("val", "test"):
@@ -82,7 +83,7 @@ def select_classes(listing: Listing, config: DataConfig) -> tuple[Listing, tuple
     return dataclasses.replace(listing, table=table.filter(keep)), tuple(sorted(classes["train"]))
 
 
-def _chosen(names: list[str], wanted: Sequence[str]) -> set[str]:
+def chosen_classes(names: list[str], wanted: Sequence[str]) -> set[str]:
     """Names that are wanted, or match a wanted pattern; all where nothing is."""
     chosen = set() if wanted else set(names)
     for pattern in wanted:
@@ -109,7 +110,7 @@ def _same(here: str, missing: set[str], there: str) -> None:
 
 
 def joined(listing: Listing, facts: pa.Table, classes: tuple[str, ...]) -> pa.Table:
-    """Listing and facts side by side, with the label of each class name (-1: none)."""
+    """Listing and facts side by side, with the label of each class name, or of each word of a label set (-1: none)."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -157,7 +158,7 @@ def _called_image(name: str) -> bool:
     return "." + name.rpartition(".")[2].lower() in FORMAT_OF
 
 
-def settle_leaks(table: pa.Table, config: DataConfig) -> tuple[pa.Table, list[str]]:
+def settle_leaks(table: pa.Table, config: DataConfig, sets: LabelSets = ()) -> tuple[pa.Table, list[str]]:
     """Refuse, drop from train or allow, by data.leaks, its files that stand byte for byte in a held-out split."""
     digests, splits = (np.array(table.column(key).to_pylist()) for key in ("sha256", "split"))
     ids = table.column("id").to_pylist()
@@ -179,7 +180,8 @@ def settle_leaks(table: pa.Table, config: DataConfig) -> tuple[pa.Table, list[st
         )
     if config.leaks == "allow":
         return table, [*notes, f"leak allowed: {_files(leaked)} of train also held out: {examples}"]
-    _refuse_emptied(table.column("label").to_numpy(), splits, leaked, ids)
+    if not sets:  # a set of labels may go, if its classes stay: see check_trainable
+        _refuse_emptied(table.column("label").to_numpy(), splits, leaked, ids)
     return table.filter(~leaked), [*notes, f"leak: {_files(leaked)} taken out of train: {examples}"]
 
 
@@ -208,10 +210,11 @@ def _refuse_emptied(labels: np.ndarray, splits: np.ndarray, leaked: np.ndarray, 
         )
 
 
-def check_trainable(table: pa.Table, classes: tuple[str, ...]) -> None:
+def check_trainable(table: pa.Table, classes: tuple[str, ...], sets: LabelSets = ()) -> None:
     """Every class must have an image to train on, and validation at least one image."""
     splits, labels = np.array(table.column("split").to_pylist()), table.column("label").to_numpy()
-    empty = [name for label, name in enumerate(classes) if not ((splits == "train") & (labels == label)).any()]
+    counts = images_of_classes(labels[splits == "train"], sets, len(classes))
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty:
         raise DataError("no readable image of train for a class", got=some(map(repr, empty), 10), cure=_SCAN)
     if not (splits == "val").any():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sports_ray.data.inspect import FORMAT_OF
+from sports_ray.data.label_sets import names_in
 from sports_ray.data.near import components, near_pairs
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def scan(
     columns = {**listing.table.to_pydict(), **facts.to_pydict()}
     numbers = {"width": np.int64, "height": np.int64, "phash": np.uint64}
     files = _Files(*(np.array(columns[name], dtype=numbers.get(name, object)) for name in _Files._fields))
-    sizes = _class_sizes(files)
+    sizes = _class_sizes(files, listing.multilabel)
     found: dict[str, _Items] = {
         "bad-rows": [(row,) for row in listing.bad_rows],
         "bad-names": [(name,) for name in listing.unreadable_names],
@@ -214,10 +215,14 @@ def _of_classes(sizes: dict[str, dict[str, int]]) -> Iterator[tuple[str, _Items]
         yield "imbalance", [tuple(f"{count:,} {name}" for count, name in (train[-1], train[0]))]
 
 
-def _class_sizes(files: _Files) -> dict[str, dict[str, int]]:
-    """Files of each class (sorted) in each split."""
+def _class_sizes(files: _Files, multilabel: bool) -> dict[str, dict[str, int]]:
+    """Files of each class (sorted) in each split; of a multi-label list a file counts for each of its classes."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for (word, split), count in Counter(zip(files.name.tolist(), files.split.tolist(), strict=True)).items():
+        for name in names_in(word) if multilabel else [word]:
+            counts[name, split] += count
     sizes: dict[str, dict[str, int]] = {}
-    for (name, split), count in sorted(Counter(zip(files.name.tolist(), files.split.tolist(), strict=True)).items()):
+    for (name, split), count in sorted(counts.items()):
         if name:
             sizes.setdefault(name, {})[split] = count
     return sizes

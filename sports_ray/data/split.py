@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 
+from sports_ray.data.label_sets import LabelSets
 from sports_ray.data.near import components, near_pairs
 
 
-def carve(sha256: Sequence[str] | np.ndarray, phash: np.ndarray, labels: np.ndarray, fraction: float) -> np.ndarray:
+def carve(
+    sha256: Sequence[str] | np.ndarray,
+    phash: np.ndarray,
+    labels: np.ndarray,
+    fraction: float,
+    label_sets: LabelSets = (),
+) -> np.ndarray:
     """Choose the validation images: hex digests [n], uint64 [n], int [n], share in (0, 0.5] -> bool [n], true:
-    validation.
+    validation. label_sets: the classes that each label stands for; empty: itself.
 
     Duplicates and near-duplicates (near.near_pairs) stay together. Each class gives about its share, at least one image
     if it has two groups of its own or more, and never its last group: see `uncarved` for those that give none. File
@@ -21,9 +29,9 @@ def carve(sha256: Sequence[str] | np.ndarray, phash: np.ndarray, labels: np.ndar
     digests."""
     sha256, labels = np.asarray(sha256), np.asarray(labels)
     group = duplicate_groups(sha256, phash, labels)
-    digests, inside = _by_group(group, sha256), _by_group(group, labels)
+    digests, inside = groups_of(group, sha256), groups_of(group, labels)
     rank = {number: _rank(values) for number, values in digests.items()}
-    share = {number: Counter(values) for number, values in inside.items()}
+    share = {number: Counter(_classes_of(values, label_sets)) for number, values in inside.items()}
     groups: dict[int, list[int]] = {}
     for number in sorted(share, key=rank.__getitem__):
         for label in share[number]:
@@ -64,8 +72,16 @@ def _neighbours(label: int, groups: dict[int, list[int]], share: dict[int, Count
     return {other for number in groups[label] for other in share[number]}
 
 
-def uncarved(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Labels without a validation image: all images of such a class are duplicates of each other."""
+def _classes_of(labels: Iterable[int], label_sets: LabelSets) -> Iterable[int]:
+    """Classes of images, once for each that shows it; images that show none count as a class of their own, -1."""
+    return chain.from_iterable(label_sets[label] or (-1,) for label in labels) if label_sets else labels
+
+
+def uncarved(labels: np.ndarray, chosen: np.ndarray, label_sets: LabelSets = ()) -> np.ndarray:
+    """Classes without a validation image: all images of such a class are duplicates of each other."""
+    if label_sets:
+        held, there = ({*_classes_of(part.tolist(), label_sets)} - {-1} for part in (labels[chosen], labels))
+        return np.array(sorted(there - held), dtype=np.int64)
     return np.setdiff1d(labels, labels[chosen])
 
 
@@ -76,7 +92,7 @@ def duplicate_groups(sha256: Sequence[str] | np.ndarray, phash: np.ndarray, labe
     return components(len(inverse), np.concatenate([equal, near_pairs(phash, labels)]))
 
 
-def _by_group(group: np.ndarray, values: np.ndarray) -> dict[int, list]:
+def groups_of(group: np.ndarray, values: np.ndarray) -> dict[int, list]:
     """Values of each group's rows."""
     found: dict[int, list] = {}
     for number, value in zip(group.tolist(), values.tolist(), strict=True):

@@ -12,7 +12,6 @@ from sports_ray.data.loader import Batch
 from sports_ray.data.mix import apply_lane, plan_lane
 from sports_ray.engine.learner import Learner
 from sports_ray.engine.schedule import Schedule
-from sports_ray.model.loss import mixed_cross_entropy
 
 LaneSpan = tuple[int, int, int]
 """lane, start, stop; positions in the epoch."""
@@ -20,7 +19,8 @@ LaneSpan = tuple[int, int, int]
 
 @dataclass(slots=True)
 class Mixed:
-    """Images of a step, on their rank's device: float32 [n, 3, S, S], labels and partners' labels [n], lam [n]."""
+    """Images of a step, on their rank's device: float32 [n, 3, S, S], labels and partners' labels [n] (multi-label: [n, K]),
+    lam [n]."""
 
     images: Tensor
     labels: Tensor
@@ -38,14 +38,11 @@ def forward_backward(
     mixed = _prepare(learner, schedule, step, batch, lanes)
     total = torch.zeros((), device=learner.world.device)
     learner.train_mode()
-    smoothing = learner.config.augment.smoothing
     for part in _chunks(len(batch.labels), micro):
         learner.seed_dropout(step, batch.request.start + part.start)
         with learner.autocast():
             logits = learner.forward(mixed.images[part])
-        losses = mixed_cross_entropy(
-            logits.float(), mixed.labels[part], mixed.partner_labels[part], mixed.lam[part], smoothing
-        )
+        losses = learner.losses(logits.float(), mixed.labels[part], mixed.partner_labels[part], mixed.lam[part])
         (losses.sum() * (learner.scale.value / (last - first))).backward()
         total += losses.detach().sum()
     return total
@@ -56,7 +53,7 @@ def _prepare(learner: Learner, schedule: Schedule, step: int, batch: Batch, lane
     augment, seed = learner.config.augment, learner.config.loop.seed
     images, partner = learner.normalise(batch.images), torch.arange(len(batch.labels))
     lam = torch.ones(len(batch.labels))
-    epochs_left = schedule.epochs - schedule.epoch_of(step)
+    epochs_left = schedule.epochs_left(step)
     if augment.mixup or augment.cutmix:
         for lane, start, stop in lanes:
             if stop > start:

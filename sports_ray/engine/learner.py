@@ -16,8 +16,10 @@ from sports_ray.config import ImageSpec, TrainConfig
 from sports_ray.data.order import generator
 from sports_ray.engine.guard import LossScale
 from sports_ray.engine.world import World
-from sports_ray.model.build import set_train_mode, trainable
+from sports_ray.model.build import frozen_norms, set_train_mode, trainable
 from sports_ray.model.ema import Ema
+from sports_ray.model.loss import mixed_cross_entropy
+from sports_ray.model.multilabel_loss import MultilabelLoss
 from sports_ray.model.optim import create_optimizer, load_optimizer_tensors, optimizer_tensors
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -40,8 +42,14 @@ class Learner:
     ema: Ema | None
     scale: LossScale
     frozen: frozenset[str] = frozenset()
+    still: frozenset[int] = frozenset()
+    """Ids of the batch norms that are frozen whole: their statistics rest too."""
     eval_chunk: int = 0
     """Images evaluated at once; halved when memory ran out; 0: a whole batch."""
+    class_weights: Tensor | None = None
+    """float32 [K], on the learner's device: factors of the training loss; None: all 1."""
+    multilabel: MultilabelLoss | None = None
+    """The loss where a photograph shows several classes; None: cross-entropy."""
     mean: Tensor = field(default_factory=lambda: torch.empty(0))
     inverse_std: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -56,6 +64,13 @@ class Learner:
         enabled = self.precision != "fp32"
         return torch.autocast(self.world.device.type, DTYPES[self.precision], enabled=enabled)
 
+    def losses(self, logits: Tensor, labels: Tensor, partner_labels: Tensor, lam: Tensor) -> Tensor:
+        """Loss of each sample as training counts it, float32 [n]; labels int64 [n], or [n, K] of multi-label data."""
+        smoothing = self.config.augment.smoothing
+        if self.multilabel is not None:
+            return self.multilabel.losses(logits, labels, partner_labels, lam, smoothing)
+        return mixed_cross_entropy(logits, labels, partner_labels, lam, smoothing, self.class_weights)
+
     def seed_dropout(self, step: int, position: int) -> None:
         """Dropout and drop path of a micro-batch depend on (seed, step, its first position) alone."""
         draw = generator(self.config.loop.seed, DROPOUT_STREAM, step, position)
@@ -65,14 +80,17 @@ class Learner:
         """Lets the parameters of a phase learn, all of them for None, and freezes the others."""
         names = trainable(self.model, pattern or "*")
         self.frozen = frozenset(name for name, _ in self.model.named_parameters()) - set(names)
+        self.still = frozenset(id(norm) for norm in frozen_norms(self.model, self.frozen))
         self.optimizer.zero_grad(set_to_none=True)
 
     def train_mode(self) -> None:
         set_train_mode(self.model, self.frozen)
 
     def running_statistics(self) -> list[Tensor]:
-        """Batch norm's running means and variances and its counters of batches (int64), in the model's order."""
-        norms = (module for module in self.model.modules() if isinstance(module, _NormBase))
+        """Batch norm's running means and variances and its counters of batches (int64), in the model's order.
+
+        Without those that are frozen: averaged over lanes or ranks, equal values would come back rounded otherwise."""
+        norms = (one for one in self.model.modules() if isinstance(one, _NormBase) and id(one) not in self.still)
         return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
     def gradients(self) -> list[Tensor]:

@@ -24,7 +24,7 @@ from sports_ray.engine.save import SAVE_SECONDS, commit, commit_is_due, finish, 
 from sports_ray.engine.session import Session, loader_config, loader_processes, open_session
 from sports_ray.engine.step import StepResult, optimiser_step
 from sports_ray.engine.world import World
-from sports_ray.model.optim import learning_rate
+from sports_ray.score.main_score import score_of
 from sports_ray.stops import TIME_BUDGET
 from sports_ray.store.run_dir import RunDir
 
@@ -125,11 +125,9 @@ def _train(session: Session, batches: Iterator[Batch], watchdog: Watchdog) -> st
 
 
 def _step(session: Session, batch: Batch) -> str:
-    progress, schedule, config = session.progress, session.schedule, session.config
+    progress, schedule = session.progress, session.schedule
     _enter_phase(session, schedule.epoch_of(progress.step))
-    lr = learning_rate(
-        progress.step, session.lr, config.optim, config.loop.phases, schedule.steps_per_epoch, config.loop.epochs
-    )
+    lr = session.rate(progress.step)
     wish = _wish(session)
     mark = session.ledger.mark(batch.request.epoch, batch.request.start, batch.rows.tolist())
     result = optimiser_step(session.learner, schedule, progress, batch, lr, bool(wish), mark)
@@ -180,7 +178,7 @@ def _out_of_time(session: Session) -> str:
 def _evaluate(session: Session, batches: Iterator[Batch], watchdog: Watchdog) -> str:
     """Scores the validation split and takes note of it; a stop returns its reason, and keeps the sums so far."""
     progress, learner, world, val_images = session.progress, session.learner, session.world, session.schedule.val_images
-    start, sums, reason = time.perf_counter(), empty_sums(learner), ""
+    start, sums, reason = time.perf_counter(), empty_sums(learner, val_images), ""
     if progress.eval_done and world.rank == 0:
         sums += torch.tensor(progress.eval_sums, device=sums.device)
     done = progress.eval_done
@@ -193,7 +191,8 @@ def _evaluate(session: Session, batches: Iterator[Batch], watchdog: Watchdog) ->
         wish = _wish(session)
         reason = (wish or "another worker was asked to stop") if world.any(bool(wish)) else ""
         if reason and done < val_images:
-            progress.eval_done, progress.eval_sums = done, world.sum_(sums).tolist()
+            if learner.multilabel is None:  # else the table of all logits, with which no commit is burdened
+                progress.eval_done, progress.eval_sums = done, world.sum_(sums).tolist()
             session.unsaved = True
             return reason
         if world.rank == 0:
@@ -219,7 +218,7 @@ def _note(session: Session, scores: dict[str, Any]) -> None:
     epoch = progress.step // session.schedule.steps_per_epoch
     train_loss = progress.loss_sum / progress.loss_images if progress.loss_images else None
     prefix = "ema_" if session.learner.ema is not None else ""
-    score = scores[prefix + "val_acc1"] if loop.early_stop_metric == "acc1" else -scores[prefix + "val_loss"]
+    score = score_of(scores) if loop.early_stop_metric == "acc1" else -scores[prefix + "val_loss"]
     if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step, progress.bad_evaluations = score, progress.step, 0
     else:
@@ -232,9 +231,7 @@ def _note(session: Session, scores: dict[str, Any]) -> None:
         "skipped_steps": progress.skipped,
         **scores,
     }
-    line["lr"] = learning_rate(
-        progress.step - 1, session.lr, session.config.optim, loop.phases, session.schedule.steps_per_epoch, loop.epochs
-    )
+    line["lr"] = session.rate(progress.step - 1)
     progress.history.append(line)
     progress.evaluated, progress.eval_done, progress.eval_sums = progress.step, 0, []
     progress.loss_sum, progress.loss_images = 0.0, 0

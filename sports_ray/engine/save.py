@@ -7,13 +7,12 @@ import math
 import time
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
 from sports_ray.engine.interval import commit_interval
 from sports_ray.engine.record import write_scalars
-from sports_ray.engine.session import Session, Snapshot
+from sports_ray.engine.session import Session
+from sports_ray.engine.snapshot import is_best, is_kept, kept_steps, owe, take_snapshot
 from sports_ray.errors import RunError
+from sports_ray.score.multilabel import DEFAULT
 from sports_ray.store.commit import read_commit, write_commit
 from sports_ray.store.fence import check
 
@@ -38,7 +37,7 @@ EXIT_SECONDS = 1.0
 def commit_is_due(session: Session) -> bool:
     store, writer = session.config.store, session.writer
     assert writer is not None
-    if store.every_steps and session.progress.step % store.every_steps == 0:
+    if is_kept(session) or (store.every_steps and session.progress.step % store.every_steps == 0):
         return True
     return not writer.busy and time.monotonic() - session.submitted_at >= _interval(session)
 
@@ -55,16 +54,16 @@ def commit(session: Session) -> None:
     """Copies the state to host memory and lets the writer's thread write it.
 
     A commit that is being written is waited for; one that failed and waits for its next try is replaced by this one, but
-    the best so far is written in any case. A store that does not answer is not waited for: training goes on, and the
-    next commit that is due tries again.
+    the best so far and those to be kept are written in any case. A store that does not answer is not waited for: training
+    goes on, and the next commit that is due tries again.
     """
     writer = session.writer
     assert writer is not None
     start = time.perf_counter()
     while writer.busy:
         if failing_seconds(session):
-            if _is_best(session):
-                session.unsaved_best = _snapshot(session)
+            if is_best(session) or is_kept(session):
+                owe(session, take_snapshot(session))
             return
         time.sleep(0.001)
         if session.watchdog is not None:
@@ -76,26 +75,29 @@ def _submit(session: Session, start: float) -> None:
     """Hands the state to the idle writer; `start`: when waiting for it began, on the performance counter."""
     writer, run_dir, token, costs = session.writer, session.run_dir, session.token, session.costs
     assert writer is not None
-    new, keep, best_step = _snapshot(session), session.config.store.keep, session.progress.best_step
+    new, keep, best_step = take_snapshot(session), session.config.store.keep, session.progress.best_step
+    stay = kept_steps(session)
     copied_at = time.monotonic()
     stall = time.perf_counter() - start
     costs.cost.begin(stall)
     before = costs.cost.last
-    if _is_best(session):
-        session.unsaved_best = new
-    best = session.unsaved_best
-    snapshots = [new] if best is None or best is new else [best, new]
+    owe(session, new)
+    best, kept = session.unsaved_best, list(session.unsaved_kept)
+    owed = {snapshot.step: snapshot for snapshot in (best, *kept, new) if snapshot is not None}
+    snapshots = [owed[step] for step in sorted(owed)]
 
     def write() -> None:
         begin = time.perf_counter()
         for snapshot in snapshots:
             write_commit(run_dir.storage, snapshot.step, token, snapshot.tensors, snapshot.state)
         run_dir.write_metrics(new.state["history"])
-        run_dir.prune(keep, best_step or None)
+        run_dir.prune(keep, best_step or None, stay)
         seconds = time.perf_counter() - begin
         session.committed, costs.safe_at = new.step, copied_at
         if session.unsaved_best is best:
             session.unsaved_best = None
+        for snapshot in kept:
+            session.unsaved_kept.remove(snapshot)
         costs.commit = max(costs.commit, stall + seconds)
         event = {"kind": "commit", "step": new.step, "stall": round(stall, 5), "seconds": round(seconds, 4)}
         # What this commit costs is known when it is over: the event holds the one before.
@@ -106,15 +108,6 @@ def _submit(session: Session, start: float) -> None:
     groups = [group for snapshot in snapshots for group in snapshot.tensors.values()]
     session.submitted_bytes = sum(tensor.nbytes for group in groups for tensor in group.values())
     session.speed.stall(stall)
-
-
-def _is_best(session: Session) -> bool:
-    return session.progress.best_step == session.progress.step == session.progress.evaluated
-
-
-def _snapshot(session: Session) -> Snapshot:
-    tensors = {name: _host_copy(group) for name, group in session.learner.tensors().items()}
-    return Snapshot(session.progress.step, tensors, session.progress.to_json())
 
 
 def failing_seconds(session: Session) -> float:
@@ -169,17 +162,6 @@ def _cure(session: Session) -> str:
     assert session.writer is not None
     error = session.writer.last_error
     return error.cure if error is not None else "check the storage"
-
-
-def _host_copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies in host memory; from a GPU all transfers are queued before one wait."""
-    copies = {
-        name: tensor.detach().to("cpu", copy=True, non_blocking=True, memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-    if any(tensor.is_cuda for tensor in tensors.values()):
-        torch.cuda.synchronize()
-    return copies
 
 
 def finish(session: Session, reason: str) -> str:
@@ -279,6 +261,7 @@ def _publish(session: Session) -> None:
         spec = session.learner.spec
         sidecar = {
             "model": config.model.name,
+            "head": config.model.head,
             "classes": list(session.manifest.classes),
             "step": step,
             "epochs": config.loop.epochs,
@@ -286,4 +269,7 @@ def _publish(session: Session) -> None:
             "scores": {key: value for key, value in line.items() if "val_" in key},
             "preprocessing": {name: getattr(spec, name) for name in spec.__slots__},
         }
+        if session.learner.multilabel is not None:
+            # Fitted on validation images in the evaluation of these very weights; without one: the neutral threshold.
+            sidecar["thresholds"] = line.get("thresholds", [DEFAULT] * len(session.manifest.classes))
         run_dir.publish_weights(name, saved.load(part), sidecar)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sports_ray.config import DataConfig, ImageSpec, TrainConfig
 from sports_ray.data.cache import budget_bytes
 from sports_ray.data.manifest import Manifest
+from sports_ray.data.sampler import Sampler
 from sports_ray.engine.guard import Watchdog
 from sports_ray.engine.handout import Handed, hand_out
 from sports_ray.engine.interval import Costs
@@ -22,12 +23,14 @@ from sports_ray.engine.learner import Learner, Progress, build_learner, choose_p
 from sports_ray.engine.ledger import Ledger
 from sports_ray.engine.link import Link
 from sports_ray.engine.memory import keep_freed_memory
+from sports_ray.engine.multilabel import loss_of
 from sports_ray.engine.record import Speed, system_facts
 from sports_ray.engine.schedule import Schedule
 from sports_ray.engine.world import World
 from sports_ray.model.build import create, image_spec
 from sports_ray.model.depthwise import speed_up
-from sports_ray.model.optim import default_lr
+from sports_ray.model.loss import balanced_weights
+from sports_ray.model.optim import default_lr, learning_rate
 from sports_ray.model.weights import load_weights
 from sports_ray.store.commit import begin_attempt
 from sports_ray.store.run_dir import RunDir
@@ -77,12 +80,19 @@ class Session:
     """Whether anything has changed since the newest commit was handed to the writer."""
     unsaved_best: Snapshot | None = None
     """The best state so far until it is safe: while the store fails newer commits take the place of its own."""
+    unsaved_kept: list[Snapshot] = field(default_factory=list)
+    """Likewise those at the ends of store.keep_epochs."""
     told: float = 0.0
     """For how many seconds of a failing store people have been told of; 0: it is well."""
 
     @property
     def world(self) -> World:
         return self.learner.world
+
+    def rate(self, step: int) -> float:
+        """Learning rate of optimiser step `step`, from 0."""
+        optim, loop, each = self.config.optim, self.config.loop, self.schedule.steps_per_epoch
+        return learning_rate(step, self.lr, optim, loop.phases, each, loop.epochs, loop.extensions)
 
 
 def open_session(
@@ -92,7 +102,8 @@ def open_session(
     if world.device.type == "cpu":
         keep_freed_memory()
     token, commit = _begin(run_dir, world, lease)
-    schedule = Schedule.of(config, manifest.rows("train").num_rows, manifest.rows("val").num_rows)
+    sampler = Sampler.of(config, manifest)
+    schedule = Schedule.of(config, len(sampler), manifest.rows("val").num_rows)
     model, spec = _start(config, manifest, resumed=commit is not None)
     if world.device.type == "cpu" and not config.model.compile:
         speed_up(model)
@@ -100,6 +111,9 @@ def open_session(
     lr = config.optim.lr or default_lr(config.optim, config.loop.global_batch, config.model.weights == "none")
     decay = config.ema.decay or 1.0 - 1.0 / max(2, schedule.steps_per_epoch)
     learner = build_learner(config, model, spec, lr, decay, precision, world)
+    if config.loop.class_weights == "balanced":
+        learner.class_weights = balanced_weights(sampler.class_shares(len(manifest.classes))).to(world.device)
+    learner.multilabel = loss_of(config, manifest, world.device)
     progress = Progress(micro_batch=config.loop.micro_batch, scale=learner.scale.value)
     if commit is not None:
         learner.load(commit.load)
@@ -138,7 +152,7 @@ def _start(config: TrainConfig, manifest: Manifest, resumed: bool) -> tuple[nn.M
     if not resumed:
         report = load_weights(model, config.model.weights, config.model.name, manifest.classes)
         logger.info("weights: source=%s coverage=%.4f head=%s", report.source, report.coverage, report.head)
-    return model, image_spec(model, config.data.image_size)
+    return model, image_spec(model, config.data.image_size, config.data.crop_mode, config.data.crop_pct)
 
 
 def _settle(config: TrainConfig, run_dir: RunDir, world: World, model: nn.Module, spec: ImageSpec) -> str:

@@ -15,12 +15,16 @@ import torch
 
 from sports_ray import __version__
 from sports_ray.config import TrainConfig
-from sports_ray.data import augment
+from sports_ray.data import augment, folds, sampler
 from sports_ray.data.manifest import Manifest, build_manifest
+from sports_ray.data.sampler import Sampler
+from sports_ray.engine.multilabel import check_labels, label_facts
 from sports_ray.engine.schedule import Schedule
 from sports_ray.errors import ConfigError, DataError, RunError, WeightsError
 from sports_ray.model.build import create, image_spec, parameter_count, resolve_name, trainable
+from sports_ray.model.head import check_head
 from sports_ray.model.weights import load_weights
+from sports_ray.orchestrate.extend import check_new, extended, record_extension
 from sports_ray.recipe import changed_keys, config_from_dict, config_to_dict, digest, identity
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import open_storage
@@ -45,6 +49,8 @@ class Plan:
     status: str
     """new, resume or finished."""
     notes: tuple[str, ...]
+    lengthened: bool = False
+    """Whether the run gets more epochs than it had."""
 
     @property
     def run_dir(self) -> RunDir:
@@ -52,16 +58,22 @@ class Plan:
 
 
 def make_plan(
-    config: TrainConfig, *, progress: Callable[[int, int], None] | None = None, manifest: Manifest | None = None
+    config: TrainConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    manifest: Manifest | None = None,
+    extend: str = "",
 ) -> Plan:
     """Checks model, data, store and workers, and finds out whether the run is new. Writes nothing.
 
-    `manifest`: the photographs, where they are listed already. Raises UserError for anything that the user has to mend.
+    `manifest`: the photographs, where they are listed already; `extend`: the schedule of more epochs, see extend.py. Raises
+    UserError for anything that the user has to mend.
     """
     given_name = config.model.name
     config, workers, gpus = _checked(config)
     manifest = manifest or build_manifest(config.data, progress=progress)
     train, val = manifest.rows("train").num_rows, manifest.rows("val").num_rows
+    check_labels(config, manifest)
     if not train:
         raise DataError("training images", got="none", want="at least one", cure="see `sports-ray data scan`")
     with torch.device("meta"):
@@ -77,7 +89,7 @@ def make_plan(
         name=name,
         store=store,
         manifest=manifest,
-        schedule=Schedule.of(config, train, val),
+        schedule=Schedule.of(config, len(Sampler.of(config, manifest)), val),
         workers=workers,
         gpus=gpus,
         parameters=parameters,
@@ -86,11 +98,13 @@ def make_plan(
         status="new",
         notes=manifest.notes,
     )
-    status = _status(plan)
-    if status == "new":
-        # On the meta device loading only compares: weights that do not fit, or cannot be had, are told before any worker starts.
-        load_weights(model, config.model.weights, config.model.name, manifest.classes)
-    return dataclasses.replace(plan, status=status)
+    record = plan.run_dir.read_record()
+    if record is not None:
+        return _continued(plan, record, extend)
+    check_new(name, extend)
+    # On the meta device loading only compares: weights that do not fit, or cannot be had, are told before any worker starts.
+    load_weights(model, config.model.weights, config.model.name, manifest.classes)
+    return plan
 
 
 def _checked(config: TrainConfig) -> tuple[TrainConfig, tuple[int, int], int]:
@@ -102,6 +116,8 @@ def _checked(config: TrainConfig) -> tuple[TrainConfig, tuple[int, int], int]:
     if not config.data.root:
         raise DataError("data.root", got="nothing", want="a folder of photographs", cure="--data DIR")
     _check_weights(config.model.weights)
+    for check in (folds.check, sampler.check):
+        check(config.data)
     augment.check(config.augment)
     gpus = gpu_count() if config.cluster.gpus < 0 else config.cluster.gpus
     workers = parse_workers(config.cluster.workers, min(gpus, config.loop.lanes))
@@ -112,6 +128,7 @@ def _checked(config: TrainConfig) -> tuple[TrainConfig, tuple[int, int], int]:
             want=f"at most loop.lanes = {config.loop.lanes}",
             cure=f"--set loop.lanes={workers[1]}",
         )
+    check_head(config.model.head, config.loop, workers[1])
     model = dataclasses.replace(config.model, name=resolve_name(config.model.name))
     return dataclasses.replace(config, model=model), workers, gpus
 
@@ -156,14 +173,11 @@ def _local_store(root: str) -> str:
     return str(path)
 
 
-def _status(plan: Plan) -> str:
-    """Whether the run is new, goes on, or is finished; refuses a run whose identity or data differ."""
-    record = plan.run_dir.read_record()
-    if record is None:
-        return "new"
+def _continued(plan: Plan, record: dict[str, Any], extend: str) -> Plan:
+    """The plan of a run that exists: it goes on, or is finished. Refuses one whose identity or data differ."""
     changed = changed_keys(record["identity"], identity(plan.config))
     if record["data"]["fingerprint"] != plan.manifest.fingerprint():
-        changed.append(f"data: {_counts(record['data'])} -> {_counts(_data_facts(plan.manifest))}, content differs")
+        changed.append(f"data: {_counts(record['data'])} -> {_counts(_data_facts(plan))}, content differs")
     if changed:
         raise RunError(
             f"run {plan.name} exists with other settings",
@@ -171,15 +185,23 @@ def _status(plan: Plan) -> str:
             want="the settings it was started with",
             cure="another --run NAME, or the old settings",
         )
-    before = record["config"]["loop"]["epochs"]
-    if plan.config.loop.epochs < before:
-        raise RunError(
-            f"run {plan.name}",
-            got=f"--epochs {plan.config.loop.epochs}",
-            want=f"at least its {before}",
-            cure="another --run NAME",
-        )
-    return "finished" if finished_epochs(plan.run_dir) >= plan.config.loop.epochs else "resume"
+    before = int(record["config"]["loop"]["epochs"])
+    config = extended(plan.config, record, plan.name, extend, _stopped_at(plan, before))
+    return dataclasses.replace(
+        plan,
+        config=config,
+        schedule=Schedule.of(config, plan.schedule.train_images, plan.schedule.val_images),
+        status="finished" if finished_epochs(plan.run_dir) >= config.loop.epochs else "resume",
+        lengthened=config.loop.epochs > before,
+    )
+
+
+def _stopped_at(plan: Plan, epochs: int) -> int:
+    """The epoch in which early stopping ended the run, which had so many; 0: it did not."""
+    last = plan.run_dir.describe_weights("last")
+    each = plan.schedule.steps_per_epoch
+    over = last is not None and last["epochs"] >= epochs and last["step"] < epochs * each
+    return last["step"] // each if last is not None and over else 0
 
 
 def finished_epochs(run_dir: RunDir) -> int:
@@ -188,9 +210,11 @@ def finished_epochs(run_dir: RunDir) -> int:
     return int(sidecar["epochs"]) if sidecar else 0
 
 
-def _data_facts(manifest: Manifest) -> dict[str, Any]:
+def _data_facts(plan: Plan) -> dict[str, Any]:
+    manifest = plan.manifest
     counts = {split: manifest.rows(split).num_rows for split in ("train", "val", "test")}
-    return {"fingerprint": manifest.fingerprint(), "root": manifest.root, **counts}
+    facts = {"fingerprint": manifest.fingerprint(), "root": manifest.root, **counts}
+    return {**facts, "positions": plan.schedule.train_images}
 
 
 def _counts(facts: dict[str, Any]) -> str:
@@ -209,18 +233,17 @@ def write_record(plan: Plan) -> None:
                 "config": config_to_dict(plan.config),
                 "identity": identity(plan.config),
                 "classes": list(plan.manifest.classes),
-                "data": _data_facts(plan.manifest),
+                "data": _data_facts(plan),
+                **({"multilabel": label_facts(plan.config, plan.manifest)} if plan.manifest.multilabel else {}),
                 "extensions": [],
                 "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
                 "version": __version__,
             }
         )
         return
-    before = record["config"]["loop"]["epochs"]
-    if plan.config.loop.epochs > before:
-        record["extensions"].append({"from_epochs": before, "to_epochs": plan.config.loop.epochs})
+    record_extension(record, plan.config, plan.name)
     # How the run is computed may change from session to session; the newest way is what workers read.
-    record["config"], record["data"] = config_to_dict(plan.config), _data_facts(plan.manifest)
+    record["config"], record["data"] = config_to_dict(plan.config), _data_facts(plan)
     run_dir.write_record(record)
 
 

@@ -16,6 +16,7 @@ from sports_ray.predict.blocks import Shelf
 from sports_ray.predict.views import View
 from sports_ray.score.calibrate import softmax
 from sports_ray.score.merge import Merge, Space, merge_rows
+from sports_ray.score.multilabel import merge_probabilities, sigmoid, sound_rows
 
 Table = NDArray[np.float32]
 ENSEMBLE = "ensemble"
@@ -60,9 +61,21 @@ def mean_of(views: Sequence[Table], average: str) -> Table:
     return merge_rows(views, [1.0] * len(views), SPACES[average])
 
 
-def parts(members: Sequence[Shelved], average: str, merge: Merge | None = None) -> Iterator[Part]:
+def independent(logits: Table) -> Table:
+    """Sigmoid of each logit, float32 [n, K]; a row with a logit that is not finite becomes NaN, which no merge counts."""
+    return np.where(sound_rows(logits)[:, None], sigmoid(logits), np.nan).astype(np.float32)
+
+
+def parts(
+    members: Sequence[Shelved], average: str, merge: Merge | None = None, multilabel: bool = False
+) -> Iterator[Part]:
     """All predictions, block after block: for each member its column and, where it has several views, `MEMBER/none`; with
     `merge` the ensemble's. Raises Damaged at a block that has to be computed again."""
+    probable = independent if multilabel else probabilities
+
+    def mean(views: Sequence[Table]) -> Table:
+        return merge_probabilities(views, [1.0] * len(views), average) if multilabel else mean_of(views, average)
+
     for block in range(members[0].shelf.blocks):
         columns: dict[str, Table] = {}
         start, stop = members[0].shelf.span(block)
@@ -71,14 +84,17 @@ def parts(members: Sequence[Shelved], average: str, merge: Merge | None = None) 
             found = [member.shelf.read(view.name, block) for view in member.views]
             if any(one is None for one in found):
                 raise Damaged(place)
-            views = [probabilities(one.logits) for one in found if one is not None]
-            columns[member.name] = mean_of(views, average)
+            views = [probable(one.logits) for one in found if one is not None]
+            columns[member.name] = mean(views)
             if len(views) > 1:
-                columns[f"{member.name}/none"] = mean_of(views[:1], average)
+                columns[f"{member.name}/none"] = mean(views[:1])
             for one in found:
                 if one is not None:
                     errors = [mine or theirs for mine, theirs in zip(errors, one.errors, strict=True)]
-        if merge is not None:
+        if merge is not None and multilabel:
+            rows = [columns[name] for name in merge.weights]
+            columns[ENSEMBLE] = merge_probabilities(rows, list(merge.weights.values()), average)
+        elif merge is not None:
             columns[ENSEMBLE] = merge.apply(columns)
         bad = np.array([error is not None for error in errors])
         if bad.any():

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sports_ray.data.label_sets import matrix
 from sports_ray.errors import SportsRayError, TrainingError
 from sports_ray.predict.blocks import sweep
-from sports_ray.predict.columns import ENSEMBLE, SPACES, Table
+from sports_ray.predict.columns import ENSEMBLE, SPACES, Table, Tables
 from sports_ray.predict.images import Images, manifest_split
 from sports_ray.predict.member import manifest_of
 from sports_ray.predict.plan import Plan
-from sports_ray.predict.record import best_single, candidates, facts, merge_facts, train_images
+from sports_ray.predict.record import best_single, candidates, facts, merge_facts, thresholds_of, train_images
 from sports_ray.predict.run import OnProgress
 from sports_ray.predict.work import Compute, Sink, Work
 from sports_ray.predict.write import PREDICTIONS, PredictionsFile, write_scores
 from sports_ray.score.evaluate import evaluate_predictions
+from sports_ray.score.evaluate_multilabel import evaluate_multilabel
 from sports_ray.score.merge import Merge, fit_merge, uniform
+
+if TYPE_CHECKING:
+    from sports_ray.score.breakdown import Groups
 
 OVERLAP = 0.05
 """Share of the scored photographs that may be validation images, where weights are fitted on those."""
@@ -46,21 +51,25 @@ def evaluate(
     tables = work.gather(merge, sink)
     if (rows := files[-1].close()) != len(plan.images):
         raise TrainingError(PREDICTIONS, got=f"{rows} rows", want=f"{len(plan.images)}")
-    scores = evaluate_predictions(
-        tables.columns,
-        _labels(plan.images, tables.errors),
-        plan.classes,
-        candidates=candidates(plan, merge),
-        best_single=best_single(plan),
-        train_images=train_images(plan),
-        groups=groups,
-    )
+    scores = _scores(plan, tables, merge, groups)
     storage = plan.storage()
     sweep(storage)
     written = {PREDICTIONS: files[-1].put(storage)}
     record = facts(work, tables.errors, work.forget_unread(tables.errors))
     record |= {**scores, "merge": merge_facts(plan, merge), "files": written, "command": list(command)}
     return write_scores(storage, record)
+
+
+def _scores(plan: Plan, tables: Tables, merge: Merge | None, groups: Groups | None) -> dict[str, Any]:
+    labels, named = _labels(plan.images, tables.errors), candidates(plan, merge)
+    about: dict[str, Any] = {"candidates": named, "best_single": best_single(plan), "train_images": train_images(plan)}
+    if not plan.multilabel:
+        return evaluate_predictions(tables.columns, labels, plan.classes, groups=groups, **about)
+    known = labels >= 0
+    targets = np.zeros((len(labels), len(plan.classes)), dtype=bool)
+    targets[known] = matrix(plan.images.label_sets, len(plan.classes))[labels[known]] > 0
+    cuts = {one.name: thresholds_of(plan, one.name, merge) for one in named}
+    return evaluate_multilabel(tables.columns, targets, known, plan.classes, cuts, **about)
 
 
 def predict(
@@ -77,7 +86,11 @@ def predict(
 
 def _predictions_file(work: Work, merge: Merge | None) -> PredictionsFile:
     plan = work.plan
-    meta = {"classes": plan.classes, "members": [member.name for member in plan.members]}
+    meta: dict[str, Any] = {"classes": plan.classes, "members": [member.name for member in plan.members]}
+    if plan.multilabel:
+        meta["thresholds"] = {
+            one.name: thresholds_of(plan, one.name, merge).tolist() for one in candidates(plan, merge)
+        }
     columns = [one.name for one in candidates(plan, merge)]
     return PredictionsFile(work.images, columns, {**meta, "weights": merge_facts(plan, merge)["weights"]})
 

@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sports_ray.config import DataConfig
 from sports_ray.data.files import GONE, Files, open_files
 from sports_ray.data.inspect import FORMAT_OF
+from sports_ray.data.label_sets import LabelSets, labels_of, names_in, sets_of, word_of
 from sports_ray.data.listing import Listing, is_pack, list_files
 from sports_ray.data.pack import open_pack
 from sports_ray.errors import DataError
@@ -37,6 +38,8 @@ class Images:
     """id (int64, 0, 1, ... in the order of paths), path (string, with '/'), label (int32, -1: unknown), sha256 (string, hex;
     empty where the file could not be read), error (string; why not, or null)."""
     notes: tuple[str, ...] = ()
+    label_sets: LabelSets = ()
+    """Multi-label: the classes of each label; empty: a label is the place of one class."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -54,6 +57,7 @@ class Images:
     def fingerprint(self) -> str:
         """Hex sha256 over path, label and digest of each: all that is written of them."""
         rows = [self.column(name) for name in ("path", "label", "sha256")]
+        rows += [list(self.label_sets)] if self.label_sets else []
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -64,20 +68,27 @@ def list_split(
     manifest: Manifest | None = None,
     progress: Progress | None = None,
     subset: bool = False,
+    multilabel: bool = False,
 ) -> Images:
     """The photographs of a split of a folder or a CSV list, labelled by their place in `classes`.
 
     `split`: train, val or test, or the name of another folder beside them. A plain folder of classes counts as any
     split. Where there is no validation folder, `manifest` tells which photographs training carved out of train; they are
     no part of train then.
-    `subset`: photographs of other classes are left out, with a note.
+    `subset`: photographs of other classes are left out, with a note. `multilabel`: of a list of several classes each; there
+    other classes are left out of the photographs' labels.
 
     Raises DataError for a split that is not there, and for classes that are not in `classes` without `subset`."""
-    config = DataConfig(root=source) if split in SPLITS else DataConfig(root=source, test=split)
+    labels_are: Literal["single", "multi"] = "multi" if multilabel else "single"
+    config = DataConfig(root=source, labels=labels_are)
+    config = config if split in SPLITS else replace(config, test=split)
     listing = list_files(source, config)
     if listing.bad_rows:
         what = f"{listing.source}: {len(listing.bad_rows):,} bad rows"
         raise DataError(what, got="; ".join(listing.bad_rows[:SHOWN]), cure="mend or remove them")
+    if multilabel and not listing.multilabel:
+        cure = "--data LIST.csv, or leave --data out for the photographs of the first run"
+        raise DataError(f"{source}: one class a photograph", want="a list of several, as in training", cure=cure)
     wanted = split if split in SPLITS else "test"
     plain = listing.folders == {"train": ""} and listing.source == listing.root
     carved = None
@@ -91,6 +102,8 @@ def list_split(
         if (path in carved if carved is not None else plain or where == wanted)
     ]
     notes = list(_notes(listing))
+    if multilabel:
+        return _of_sets(listing, rows, classes, notes, subset, progress)
     if subset:
         known, others = {*classes, ""}, len(rows)
         rows = [row for row in rows if row[1] in known]
@@ -110,7 +123,7 @@ def manifest_split(manifest: Manifest, split: str, root: str, progress: Progress
     first = next(iter(paths), "")
     where = root if open_files(root).state(first) != GONE else manifest.root
     stats = _stats(open_files(where), paths)
-    images = _listed(where, paths, labels, stats, progress, keep=True)
+    images = replace(_listed(where, paths, labels, stats, progress, keep=True), label_sets=manifest.label_sets)
     changed = [path for path, then, now in zip(paths, before, images.digests(), strict=True) if then != now]
     if changed:
         raise DataError(f"{len(changed)} photographs of {split} are not those of the run", got=changed[0])
@@ -205,6 +218,24 @@ def _labels(names: list[str], classes: Sequence[str]) -> list[int]:
             cure="take these folders out, or train with them",
         )
     return [place.get(name, -1) for name in names]
+
+
+def _of_sets(
+    listing: Listing,
+    rows: list[tuple[str, str, Digest]],
+    classes: Sequence[str],
+    notes: list[str],
+    subset: bool,
+    progress: Progress | None,
+) -> Images:
+    words = [word for _, word, _ in rows]
+    if subset:
+        words = [word and word_of([name for name in names_in(word) if name in classes]) for word in words]
+    _labels(sorted({name for word in words for name in names_in(word)}), classes)  # refuses unknown ones
+    known = sorted(set(words) - {""})
+    labels = labels_of(words, known).to_pylist()
+    images = _listed(str(listing.root), [row[0] for row in rows], labels, [row[2] for row in rows], progress)
+    return replace(images, notes=(*notes, *images.notes), label_sets=sets_of(known, classes) or ((),))
 
 
 def _carved(manifest: Manifest | None) -> set[str] | None:

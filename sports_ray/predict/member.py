@@ -48,6 +48,14 @@ class Member:
     """Whether it was trained on some of the classes of its photographs (data.classes)."""
     max_pixels: int
     """Images with more are refused as bombs."""
+    head: str = "linear"
+    """As model.head of the run."""
+    thresholds: tuple[float, ...] = ()
+    """Multi-label: probability from which on each class is predicted, fitted on validation images; empty: one class each."""
+
+    @property
+    def multilabel(self) -> bool:
+        return bool(self.thresholds)
 
     def storage(self) -> Storage:
         """Of the run's folder."""
@@ -102,6 +110,14 @@ def check_classes(members: Sequence[Member]) -> None:
     """ConfigError, saying which differ, unless all members have the same classes in the same order."""
     first = members[0]
     for other in members[1:]:
+        if other.multilabel != first.multilabel:
+            one, many = sorted((first, other), key=lambda member: member.multilabel)
+            raise ConfigError(
+                "members of two kinds",
+                got=f"{one.name}: one class a photograph, {many.name}: several",
+                want="all of one kind",
+                cure="evaluate them apart",
+            )
         if other.classes != first.classes:
             raise ConfigError(
                 "members have different classes",
@@ -133,7 +149,8 @@ def load_model(member: Member, device: torch.device) -> nn.Module:
     if sidecar["weights_sha256"] != member.sha256:
         raise WeightsError(f"weights of {member.name}", got="others than a moment ago", cure="the same command again")
     fixed = bool(pretrained_cfg(member.model).fixed_input_size)
-    model = create(ModelConfig(name=member.model), len(member.classes), member.spec.eval_size if fixed else 0)
+    config = ModelConfig(name=member.model, head=member.head)
+    model = create(config, len(member.classes), member.spec.eval_size if fixed else 0)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -185,6 +202,8 @@ def _member(name: str, store: str, run: str, kind: str, storage: Storage, sideca
             channels_last=bool(record.get("model", {}).get("channels_last", True)),
             subset=bool(record.get("data", {}).get("classes")),
             max_pixels=int(record.get("data", {}).get("max_pixels", DataConfig().max_pixels)),
+            head=str(sidecar.get("head", "linear")),
+            thresholds=tuple(float(one) for one in sidecar.get("thresholds", ())),
         )
     except (KeyError, TypeError) as error:
         what = f"{storage.uri}/weights/{kind}.json"

@@ -10,7 +10,7 @@ from typing import Any
 
 from sports_ray.errors import ConfigError, DataError
 from sports_ray.predict.digests import Progress
-from sports_ray.predict.images import Images, list_images, list_split, trained_on
+from sports_ray.predict.images import SPLITS, Images, list_images, list_split, manifest_split, trained_on
 from sports_ray.predict.member import Member, find_members, manifest_of
 from sports_ray.predict.views import View, views_of
 from sports_ray.predict.write import read_scores
@@ -48,6 +48,10 @@ class Plan:
     def classes(self) -> tuple[str, ...]:
         return self.members[0].classes
 
+    @property
+    def multilabel(self) -> bool:
+        return self.members[0].multilabel
+
     def views(self, member: Member) -> tuple[View, ...]:
         return views_of(self.tta, member.spec)
 
@@ -81,8 +85,16 @@ def plan_evaluation(
     if not data and manifests[0] is None:
         raise ConfigError("no photographs given", want="a folder or a CSV list", cure="--data DIR")
     source = data or (manifests[0].root if manifests[0] else "")
-    subset = any(member.subset for member in members)
-    images = list_split(source, split, members[0].classes, manifests[0], progress, subset)
+    subset, several = any(member.subset for member in members), members[0].multilabel
+    if several and (weights != "uniform" or groups):
+        what = "--weights" if weights != "uniform" else "--groups"
+        raise ConfigError(what, got="several classes a photograph", want="one class each", cure="leave it out")
+    if (
+        several and not data and manifests[0] is not None
+    ):  # its folder does not tell the labels, the list's path is not known
+        images = manifest_split(manifests[0], _known_split(split), source, progress)
+    else:
+        images = list_split(source, split, members[0].classes, manifests[0], progress, subset, several)
     labels = images.column("label")
     if not any(label >= 0 for label in labels):
         what = f"labelled photographs of {split} in {source}"
@@ -105,6 +117,7 @@ def plan_evaluation(
         "weights": weights,
         "groups": _content(groups),
     }
+    described |= {"thresholds": [list(member.thresholds) for member in members]} if several else {}
     digest = hashlib.sha256(canonical(described).encode()).hexdigest()
     return Plan(
         members=tuple(members),
@@ -150,6 +163,12 @@ def plan_prediction(
         home=_home(members[0], store),
         notes=found.notes,
     )
+
+
+def _known_split(split: str) -> str:
+    if split not in SPLITS:
+        raise ConfigError("--split", got=split, want=", ".join(SPLITS), cure="or name the list with --data LIST.csv")
+    return split
 
 
 def _home(member: Member, store: str) -> str:

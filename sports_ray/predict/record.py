@@ -15,6 +15,7 @@ from sports_ray.predict.member import Member, manifest_of
 from sports_ray.predict.plan import FORMAT, Plan
 from sports_ray.predict.work import Work
 from sports_ray.score.evaluate import Candidate
+from sports_ray.score.main_score import score_of
 from sports_ray.score.merge import Merge
 from sports_ray.store import weights
 
@@ -34,7 +35,7 @@ def candidates(plan: Plan, merge: Merge | None) -> list[Candidate]:
 
 
 def best_single(plan: Plan) -> str | None:
-    """The member with the best validation accuracy in training, without views; None unless all were validated."""
+    """The member with the best validation score in training, without views; None unless all were validated."""
     scores = {member.name: validated(member) for member in plan.members}
     known = {name: score for name, score in scores.items() if score is not None}
     if len(known) < len(scores):
@@ -44,9 +45,9 @@ def best_single(plan: Plan) -> str | None:
 
 
 def validated(member: Member) -> float | None:
-    """Accuracy of the member's weights on its validation images, as training found it."""
+    """Accuracy (multi-label: mAP) of the member's weights on its validation images, as training found it."""
     scores = (weights.describe(member.storage(), member.kind) or {}).get("scores", {})
-    found = scores.get("ema_val_acc1", scores.get("val_acc1"))
+    found = score_of(scores)
     return None if found is None else float(found)
 
 
@@ -55,7 +56,21 @@ def train_images(plan: Plan) -> NDArray[np.int64] | None:
     manifest = manifest_of(plan.members[0])
     if manifest is None or manifest.classes != plan.classes:
         return None
-    return np.bincount(manifest.rows("train").column("label").to_numpy(), minlength=len(plan.classes))
+    return manifest.class_images("train")
+
+
+def thresholds_of(plan: Plan, column: str, merge: Merge | None) -> NDArray[np.float64]:
+    """From which probability on each class is predicted, [K]: the member's own, fitted on its validation images, whatever the
+    views; of the ensemble the members' mean by their weights."""
+    own = {member.name: np.array(member.thresholds) for member in plan.members}
+    if column != ENSEMBLE or merge is None:
+        return own[column if column in own else column.removesuffix("/none")]
+    return np.sum([weight * own[name] for name, weight in merge.weights.items()], axis=0)
+
+
+def chosen_thresholds(plan: Plan) -> NDArray[np.float64]:
+    """Those of a prediction, [K]: of the only member, or of the uniform ensemble."""
+    return np.mean([member.thresholds for member in plan.members], axis=0)
 
 
 def merge_facts(plan: Plan, merge: Merge | None) -> dict[str, Any]:
@@ -114,5 +129,5 @@ def _member(member: Member) -> dict[str, Any]:
         "sha256": member.sha256,
         "precision": member.precision,
         "preprocessing": member.preprocessing(),
-        "val_acc1": validated(member),
+        "val_map" if member.multilabel else "val_acc1": validated(member),
     }

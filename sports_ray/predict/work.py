@@ -103,7 +103,7 @@ class Work:
 
     def _gather(self, merge: Merge | None, sink: Sink) -> Tables:
         tables, ids = Tables(len(self.plan.classes)), []
-        for part in parts(self.members, self.plan.average, merge):
+        for part in parts(self.members, self.plan.average, merge, self.plan.multilabel):
             tables.append(part)
             sink(part)
             ids.append(np.arange(part.start, part.start + len(part.errors)))

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sports_ray.data.label_sets import SEPARATOR
 from sports_ray.errors import ConfigError, DataError, RunError, StorageError
 from sports_ray.predict.columns import Part, Table
 from sports_ray.predict.images import Images
+from sports_ray.score.multilabel import chosen
 from sports_ray.store.codec import seal, unseal
 from sports_ray.store.storage import Storage
 
@@ -35,14 +37,15 @@ _CHUNK = 1 << 22
 class PredictionsFile:
     """predictions.parquet, in a file without a name until it is put in place; the same rows give the same bytes.
 
-    Columns: id (int64), path, label (int32, -1: unknown), error (string or null), then a float32 list a column of
-    predictions, null where there is an error."""
+    Columns: id (int64), path, label (int32, -1: unknown; multi-label: labels, an int32 list, null: unknown), error
+    (string or null), then a float32 list a column of predictions, null where there is an error."""
 
     def __init__(self, images: Images, columns: Sequence[str], meta: Mapping[str, Any]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        fields = [("id", pa.int64()), ("path", pa.string()), ("label", pa.int32()), ("error", pa.string())]
+        label = ("labels", pa.list_(pa.int32())) if images.label_sets else ("label", pa.int32())
+        fields = [("id", pa.int64()), ("path", pa.string()), label, ("error", pa.string())]
         fields += [(name, pa.list_(pa.float32())) for name in columns]
         texts = {key: json.dumps(value, ensure_ascii=False) for key, value in meta.items()}
         self._schema = pa.schema(fields, metadata=texts)
@@ -84,6 +87,9 @@ class PredictionsFile:
         errors = [error for part in self._waiting for error in part.errors]
         rows = self._images.table.slice(self._waiting[0].start, len(errors))
         arrays = [rows.column(name).combine_chunks() for name in ("id", "path", "label")]
+        if sets := self._images.label_sets:
+            labels = [None if label < 0 else sets[label] for label in arrays[2].to_pylist()]
+            arrays[2] = pa.array(labels, pa.list_(pa.int32()))
         arrays.append(pa.array(errors, pa.string()))
         for field in list(self._schema)[4:]:
             arrays.append(_lists(np.concatenate([part.columns[field.name] for part in self._waiting]), errors))
@@ -160,6 +166,32 @@ def submission(
             words = [(classes[label], f"{table[row, label]:.6f}") for label in best[row].tolist()]
             cells = [cell for pair in words for cell in pair]
         writer.writerow([names[row], *cells, *[""] * (len(columns) - 1 - len(cells))])
+    return out.getvalue()
+
+
+def label_lists(
+    names: Sequence[str],
+    table: Table,
+    errors: Sequence[str | None],
+    classes: Sequence[str],
+    thresholds: NDArray[np.float64],
+    header: tuple[str, str],
+    fill: str = "",
+) -> str:
+    """CSV text, one row an image, sorted by name: its name, the chosen labels with | between them, and a column for each
+    class with its probability. `fill` as the labels where it could not be read; probabilities are empty there."""
+    if len(set(names)) < len(names):
+        raise DataError("names of images", got="one given twice", want="each image once")
+    found = chosen(table, thresholds)
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*header, *classes])
+    for row in sorted(range(len(names)), key=lambda row: names[row]):
+        if errors[row] is not None:
+            writer.writerow([names[row], fill, *[""] * len(classes)])
+            continue
+        labels = SEPARATOR.join(classes[place] for place in np.flatnonzero(found[row]).tolist())
+        writer.writerow([names[row], labels, *(f"{value:.6f}" for value in table[row].tolist())])
     return out.getvalue()
 
 

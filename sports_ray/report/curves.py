@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from sports_ray.report.charts import Lines, Series
 from sports_ray.report.markup import Child, Html, el, join
 from sports_ray.report.read_run import RunRecord
 from sports_ray.report.section import Section, figure, folded, table, tile
 from sports_ray.report.words import NOTHING, count, decimal, is_number, percent, plural, points, span
+from sports_ray.score.main_score import score_name
 from sports_ray.score.progress import learning_progress
 from sports_ray.score.tally import wilson
 
@@ -22,7 +23,16 @@ Learned = dict[str, Any]
 
 
 def learned(run: RunRecord) -> Learned:
-    return learning_progress(run.history, run.events)
+    return learning_progress(run.history, run.events, _metric(run))
+
+
+def _metric(run: RunRecord) -> Literal["acc1", "map"]:
+    return "map" if any(score_name(line) == "map" for line in run.history) else "acc1"
+
+
+def score_words(run: RunRecord) -> str:
+    """What the run's score is called."""
+    return "mAP" if _metric(run) == "map" else "top-1"
 
 
 def lead(run: RunRecord) -> Html:
@@ -34,7 +44,7 @@ def lead(run: RunRecord) -> Html:
     text: list[Child] = [el("b", run.model), f", {state}. "]
     if best is not None:
         text += ["Best on validation: ", el("b", percent(best["score"])), f" after epoch {best['epoch']}"]
-        text += [f", 95 % interval {_interval(run, best)}."]
+        text += [f", 95 % interval {_interval(run, best)}." if _metric(run) == "acc1" else " (mean average precision)."]
     return join(el("p", *text, class_="verdict"), el("div", *_tiles(run, best), class_="tiles"))
 
 
@@ -70,7 +80,7 @@ def training(run: RunRecord, title: str = "Training") -> Section | None:
     body = join(
         el("p", *note, class_="note") if note else None,
         el("div", *map(figure, charts), class_="grid"),
-        folded("Every evaluation", _history(found)),
+        folded("Every evaluation", _history(found, score_words(run))),
     )
     return Section(title, body, tuple(charts))
 
@@ -114,15 +124,18 @@ def _loss(run: RunRecord, marks: Marks) -> Lines:
 
 
 def _accuracy(run: RunRecord, best: dict[str, Any], marks: Marks, bands: Sequence[tuple[float, float, str]]) -> Lines:
-    has_ema = any("ema_val_acc1" in line for line in run.history)
+    name, words = _metric(run), score_words(run)
+    has_ema = any(f"ema_val_{name}" in line for line in run.history)
+    other, called = ("acc5", "top-5") if name == "acc1" else ("f1_macro", "macro F1")
     curves = _drawn(
-        _curve(run, "ema_val_acc5" if has_ema else "val_acc5", "top-5", 4),
-        _curve(run, "val_acc1", "top-1", 1, dashed=has_ema),
-        _curve(run, "ema_val_acc1", "top-1, EMA", 1),
+        _curve(run, f"ema_val_{other}" if has_ema else f"val_{other}", called, 4),
+        _curve(run, f"val_{name}", words, 1, dashed=has_ema),
+        _curve(run, f"ema_val_{name}", f"{words}, EMA", 1),
     )
     ring = (float(best["epoch"]), float(best["score"]), f"best: {percent(best['score'])}")
     return Lines(
-        name=f"accuracy-{run.name}", title="Accuracy on validation", x_label="epoch", y_label="right", series=curves,
+        name=f"accuracy-{run.name}", title=f"{'Accuracy' if name == 'acc1' else words} on validation", x_label="epoch",
+        y_label="right" if name == "acc1" else words, series=curves,
         marks=marks, points=[ring], bands=bands, percent=True, x_span=_x_span(run),
     )  # fmt: skip
 
@@ -141,8 +154,10 @@ def _rate(run: RunRecord, marks: Marks) -> list[Lines]:
         peak = default_lr(config.optim, config.loop.global_batch, config.model.weights == "none")
         last = max(1, round(_x_span(run)[1] * each)) - 1
         steps = sorted({round(place * last / RATE_POINTS) for place in range(RATE_POINTS + 1)})
-        phases, epochs = config.loop.phases, config.loop.epochs
-        rates = [learning_rate(step, peak, config.optim, phases, each, epochs) for step in steps]
+        loop = config.loop
+        rates = [
+            learning_rate(step, peak, config.optim, loop.phases, each, loop.epochs, loop.extensions) for step in steps
+        ]
         curve = Series("learning rate", [(step + 1) / each for step in steps], rates, 3)
     if curve is None:
         return []
@@ -155,7 +170,7 @@ def _rate(run: RunRecord, marks: Marks) -> list[Lines]:
     ]  # fmt: skip
 
 
-def _history(found: Learned) -> Html:
+def _history(found: Learned, words: str) -> Html:
     best = found["best"]["epoch"]
     rows = [
         [
@@ -165,7 +180,7 @@ def _history(found: Learned) -> Html:
         ]
         for line in found["curve"]
     ]  # fmt: skip
-    return table(["epoch", "step", "train loss", "top-1", "points an epoch", "rate", "session"], rows, "plain")
+    return table(["epoch", "step", "train loss", words, "points an epoch", "rate", "session"], rows, "plain")
 
 
 def _tiny(value: Any) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class Seer:
     device: torch.device
     max_pixels: int
     """Photographs with more are refused as bombs."""
+    multilabel: bool = False
+    """Whether classes are independent: their probabilities are sigmoids."""
 
     def view(self, data: bytes) -> Tensor:
         """What the model sees of an image file: uint8 [3, S, S] RGB. DataError if it cannot be decoded."""
@@ -51,7 +53,8 @@ class Seer:
             torch.tensor(values, device=self.device)[:, None, None] * 255 for values in (self.spec.mean, self.spec.std)
         )
         images = (views.to(self.device, torch.float32) - mean) / std
-        return grad_cam(self.model, images, None if targets is None else targets.to(self.device))
+        cam = grad_cam(self.model, images, None if targets is None else targets.to(self.device))
+        return replace(cam, probabilities=cam.logits.sigmoid()) if self.multilabel else cam
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Cam:
     """float32 [B, S, S] in [0, 1], the largest of an image 1; all 0 where nothing speaks for the class."""
     layer: str
     """Where the map was taken: a module, or forward_features."""
+    logits: Tensor
+    """float32 [B, K]."""
 
 
 def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) -> Cam:
@@ -95,7 +100,8 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor | None = None) ->
     heat = (weights * activation).sum(1, keepdim=True).relu()
     heat = interpolate(heat, size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
-    return Cam(logits.detach().float().softmax(1).cpu(), chosen.cpu(), heat.cpu(), layer)
+    scores = logits.detach().float()
+    return Cam(scores.softmax(1).cpu(), chosen.cpu(), heat.cpu(), layer, scores.cpu())
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -106,7 +106,7 @@ def galleries(evaluation: EvaluationRecord, seer: Seer | None) -> Section | None
         return None
     paths = evaluation.paths(targets)
     seen = pictures(paths, evaluation.read, seer, targets)
-    cards = [_card(seen.get(int(one["id"])), paths.get(int(one["id"])), _worst_words(one)) for one in worst]
+    cards = [card(seen.get(int(one["id"])), paths.get(int(one["id"])), _worst_words(one)) for one in worst]
     kind = "gallery" if any(one.heat for one in seen.values()) else "gallery cold"
     parts: list[Child] = [_heat_note(seer)]
     if cards:
@@ -146,7 +146,7 @@ def _worst_words(entry: Facts) -> Html:
 def _pair(pair: Facts, seen: Mapping[int, Picture], paths: Mapping[int, Path], kind: str) -> Html:
     ids: Sequence[int] = [int(one) for one in list(pair["ids"])[:EACH]]
     title = el("h4", pair.get("true"), el("span", " taken for "), pair.get("predicted"), el("small", _times(pair)))
-    cards = (_card(seen.get(one), paths.get(one), None) for one in ids)
+    cards = (card(seen.get(one), paths.get(one), None) for one in ids)
     return el("div", title, el("div", *cards, class_=kind), class_="pair")
 
 
@@ -154,7 +154,7 @@ def _times(pair: Facts) -> str:
     return f" {plural(int(pair.get('count') or 0), 'image')}"
 
 
-def _card(picture: Picture | None, path: Path | None, words: Html | None) -> Html:
+def card(picture: Picture | None, path: Path | None, words: Html | None) -> Html:
     name = str(path) if path is not None else "unknown photograph"
     short = "/".join(name.split("/")[-2:])
     if picture is None or not picture.plain:

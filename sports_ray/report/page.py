@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sports_ray import __version__
-from sports_ray.report import classes_part, curves, evaluation_part, run_part, sweep_part
+from sports_ray.errors import DataError
+from sports_ray.report import classes_part, curves, evaluation_part, multilabel_part, run_part, sweep_part
 from sports_ray.report.explain import Seer
 from sports_ray.report.gallery import galleries
 from sports_ray.report.markup import Html, document, el
@@ -62,6 +63,13 @@ def evaluation_page(
 
     seer: the model whose heat is laid over the mistakes. groups: a CSV of groups of classes (score.breakdown).
     Raises DataError for a groups CSV that does not fit."""
+    if evaluation.multilabel:
+        if groups is not None:
+            raise DataError(
+                "--groups", got="photographs with several classes", want="one class each", cure="leave it out"
+            )
+        sections = multilabel_part.sections(evaluation, seer)
+        return Page(_title(evaluation), multilabel_part.lead(evaluation), _there([*sections, *_of_runs(runs)]))
     sections = [
         evaluation_part.candidates(evaluation),
         classes_part.per_class(evaluation),
@@ -71,15 +79,19 @@ def evaluation_page(
         classes_part.breakdown(evaluation, _by_group(evaluation, groups)),
         evaluation_part.about(evaluation),
     ]
+    return Page(_title(evaluation), evaluation_part.lead(evaluation), _there([*sections, *_of_runs(runs)]))
+
+
+def _title(evaluation: EvaluationRecord) -> str:
+    return f"Evaluation on {evaluation.data.get('split') or 'photographs'}"
+
+
+def _of_runs(runs: Sequence[RunRecord]) -> Iterator[Section | None]:
     for run in runs:
-        sections += [
-            curves.training(run, f"Training of {run.name}"),
-            run_part.sessions(run, f"Sessions of {run.name}"),
-            run_part.photographs(run, f"Photographs of {run.name}"),
-            run_part.settings(run, f"Settings of {run.name}"),
-        ]
-    where = evaluation.data.get("split") or "photographs"
-    return Page(f"Evaluation on {where}", evaluation_part.lead(evaluation), _there(sections))
+        yield curves.training(run, f"Training of {run.name}")
+        yield run_part.sessions(run, f"Sessions of {run.name}")
+        yield run_part.photographs(run, f"Photographs of {run.name}")
+        yield run_part.settings(run, f"Settings of {run.name}")
 
 
 def _there(sections: Iterable[Section | None]) -> list[Section]:

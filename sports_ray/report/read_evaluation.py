@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sports_ray.data.files import open_files
 from sports_ray.errors import DataError
+from sports_ray.score.main_score import MULTILABEL
 
 SCORES, PREDICTIONS = "scores.json", "predictions.parquet"
 FORMAT = 1
@@ -36,6 +37,11 @@ class EvaluationRecord:
     @property
     def candidates(self) -> Sequence[Facts]:
         return self.scores["candidates"]
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a photograph shows several classes: then there is no confusion matrix."""
+        return self.scores.get("task") == MULTILABEL
 
     @property
     def data(self) -> Facts:
@@ -110,6 +116,10 @@ def _fault(scores: Any) -> str:
     for one in candidates:
         if not isinstance(one, dict) or "name" not in one:
             return "a candidate without a name"
+        if scores.get("task") == MULTILABEL:
+            if not isinstance(one.get("per_class"), dict):
+                return f"no scores of classes of {one['name']}"
+            continue
         try:
             shape = np.asarray(one["confusion"], dtype=np.int64).shape
         except (KeyError, TypeError, ValueError, OverflowError):

@@ -147,14 +147,7 @@ def _sidecar(run_dir: RunDir, name: str) -> Facts | None:
 
 def _manifest_facts(run_dir: RunDir) -> tuple[dict[str, list[int]], tuple[str, ...]]:
     """Images of each class by split, and the scan's notes; nothing where there is no sound manifest."""
-    import numpy as np
-
     with suppress(SportsRayError):
         manifest = Manifest.from_bytes(run_dir.read_manifest())
-        counts = {}
-        for split in ("train", "val", "test"):
-            labels = manifest.rows(split).column("label").to_numpy()
-            known = labels[(labels >= 0) & (labels < len(manifest.classes))]
-            counts[split] = np.bincount(known, minlength=len(manifest.classes)).tolist()
-        return counts, manifest.notes
+        return {split: manifest.class_images(split).tolist() for split in ("train", "val", "test")}, manifest.notes
     return {}, ()

@@ -8,7 +8,7 @@ from typing import Any
 
 from sports_ray.recipe import to_toml
 from sports_ray.report.charts import Bars
-from sports_ray.report.curves import learned
+from sports_ray.report.curves import learned, score_words
 from sports_ray.report.markup import Child, Html, el, join
 from sports_ray.report.read_run import Facts, RunRecord, SessionFacts
 from sports_ray.report.section import Section, bar, command, facts, folded, table
@@ -24,7 +24,7 @@ def sessions(run: RunRecord, title: str = "Sessions") -> Section | None:
         return None
     added = {one["segment"] + 1: one for one in learned(run)["segments"]}
     rows = [_session(one, added.get(one.number)) for one in run.sessions]
-    head = ["session", "steps", "best top-1", "machine", "workers", "images/s", "time", "commits", "end"]
+    head = ["session", "steps", f"best {score_words(run)}", "machine", "workers", "images/s", "time", "commits", "end"]
     return Section(title, table(head, rows, "cards plain"))
 
 
@@ -102,7 +102,7 @@ def settings(run: RunRecord, title: str = "Settings") -> Section:
         "python": start.get("python"),
         "platform": start.get("platform"),
         "settled": _words(run.settled) or None,
-        "extended": "; ".join(f"{one.get('from_epochs')} → {one.get('to_epochs')} epochs" for one in longer) or None,
+        "extended": "; ".join(map(_longer, longer)) or None,
         "weights": _weights(run),
     }
     toml = None
@@ -112,6 +112,11 @@ def settings(run: RunRecord, title: str = "Settings") -> Section:
     every = folded("Every setting", el("pre", toml)) if toml else None
     body = join(command(run.record.get("command")), facts(known), provenance(start.get("versions")), every)
     return Section(title, body)
+
+
+def _longer(one: Mapping[str, Any]) -> str:
+    how = f", {one['schedule']}" if "schedule" in one else ""
+    return f"{one.get('from_epochs')} → {one.get('to_epochs')} epochs{how}"
 
 
 def _words(facts: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ breakdown    accuracy by class frequency and by groups of classes
 calibrate    reliability, expected calibration error, temperature
 compare      paired test and intervals of two predictors on the same images
 merge        averages of members, and weights fitted on validation predictions
-evaluate     all of the above for one evaluation, ready for JSON
+multilabel   scores where a photograph shows several classes; thresholds fitted on validation
+evaluate     all of the above for one evaluation, ready for JSON; evaluate_multilabel of several classes a photograph
+main_score   the score that chooses
 progress     the curve of a run's evaluations: best epoch, plateaus, segments
 """

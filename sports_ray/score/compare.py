@@ -55,12 +55,12 @@ def bootstrap(
     """Bootstrap percentile interval of the mean of values [n], n < 2^32, such as differences of two predictors' losses.
 
     Resample r draws from the Philox stream (seed, r), by raw words alone: the same interval on any machine."""
-    means = np.array([values[_resample(len(values), seed, number)].mean() for number in range(resamples)])
+    means = np.array([values[resampled(len(values), seed, number)].mean() for number in range(resamples)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _resample(n: int, seed: int, number: int) -> NDArray[np.uint64]:
+def resampled(n: int, seed: int, number: int) -> NDArray[np.uint64]:
     """n places in [0, n), drawn with replacement: the upper half of each word times n (Lemire 2019, without rejection)."""
     counter = np.array([0, number, 0, 0], dtype=np.uint64)
     key = np.array([seed & ((1 << 64) - 1), _DOMAIN], dtype=np.uint64)

@@ -64,7 +64,7 @@ def evaluate_predictions(
     for one in named:
         facts = read_facts(columns[one.name], labels)
         correct[one.name] = facts.correct()
-        entries.append({**_described(one), **summarise(facts, len(classes))})
+        entries.append({**described(one), **summarise(facts, len(classes))})
     best = best_single or _best_of(entries)
     for entry in entries:
         same = entry["name"] == best
@@ -119,7 +119,8 @@ def _details(facts: Facts, ids: Ints, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _described(one: Candidate) -> dict[str, Any]:
+def described(one: Candidate) -> dict[str, Any]:
+    """What a candidate is, as its scores say it."""
     weights = None if one.weights is None else dict(one.weights)
     return {"name": one.name, "kind": one.kind, "tta": one.tta, "weights": weights, "temperature": one.temperature}
 

@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-Metric = Literal["acc1", "loss"]
+Metric = Literal["acc1", "map", "loss"]
 Line = Mapping[str, Any]
 
 MIN_DELTA = 0.002
-"""Less than this is no progress: a fraction for acc1, nats for loss."""
+"""Less than this is no progress: a fraction for acc1 and map, nats for loss."""
 PATIENCE = 3
 """So many evaluations in a row without progress are a plateau."""
 
@@ -34,7 +34,7 @@ def learning_progress(
     without lines. plateaus: see `plateaus`; segments: see `segments`. A gain is positive where things get better."""
     lines = [line for line in history if _is_sound(line, metric)]
     scores = [float(_score(line, metric)) for line in lines]
-    sign = 1.0 if metric == "acc1" else -1.0
+    sign = -1.0 if metric == "loss" else 1.0
     gains = [sign * score for score in scores]
     events = list(events)
     owners = segment_of([line["step"] for line in lines], events)
