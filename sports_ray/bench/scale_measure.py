@@ -27,7 +27,7 @@ from sports_ray.data.order import order
 from sports_ray.data.pack import BATCH_ROWS, FileEntry, LocalPlace, Pack, PackRecord, index_schema
 from sports_ray.data.pack_list import list_pack
 from sports_ray.engine.ledger import Ledger
-from sports_ray.engine.save import _host_copy
+from sports_ray.engine.snapshot import host_copy
 from sports_ray.store.commit import begin_attempt, read_commit, write_commit
 from sports_ray.store.storage import open_storage
 
@@ -192,7 +192,7 @@ def _commit(megabytes: int) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory(prefix="sports-ray-bench-", dir=Path.cwd()) as folder:
         storage = open_storage(folder)
         token = begin_attempt(storage, {}).token
-        copy = _seconds(lambda: _host_copy(tensors["model"]), 3)
+        copy = _seconds(lambda: host_copy(tensors["model"]), 3)
         steps = iter(range(1, 10))
         write = _seconds(lambda: write_commit(storage, next(steps), token, tensors, {}), 3)
         read = _seconds(lambda: read_commit(storage, 1, token).load("model"), 3)

@@ -15,19 +15,22 @@ class Schedule:
     """Sizes that fix the course of a run."""
 
     train_images: int
+    """Positions in an epoch: the photographs of train, and their copies (`Sampler`)."""
     val_images: int
     global_batch: int
     lanes: int
     eval_batch: int
     eval_every: int
     epochs: int
+    lengths: tuple[int, ...] = ()
+    """Epochs that the run had before it was extended, rising: each such end is one still."""
 
     @classmethod
     def of(cls, config: TrainConfig, train_images: int, val_images: int) -> Schedule:
         loop = config.loop
-        return cls(
-            train_images, val_images, loop.global_batch, loop.lanes, loop.eval_batch, loop.eval_every, loop.epochs
-        )
+        lengths = tuple(extension.after for extension in loop.extensions)
+        sizes = (loop.global_batch, loop.lanes, loop.eval_batch, loop.eval_every, loop.epochs)
+        return cls(train_images, val_images, *sizes, lengths)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -41,10 +44,15 @@ class Schedule:
         """Epoch in which optimiser step `step` (from 0) lies."""
         return step // self.steps_per_epoch
 
+    def epochs_left(self, step: int) -> int:
+        """Epochs from that of `step` on, itself included, to the next end: of the run, or before it was extended."""
+        epoch = self.epoch_of(step)
+        return next((end for end in (*self.lengths, self.epochs) if end > epoch), epoch) - epoch
+
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows when `step` steps are done."""
         epoch, rest = divmod(step, self.steps_per_epoch)
-        due = epoch % self.eval_every == 0 or epoch == self.epochs
+        due = epoch % self.eval_every == 0 or epoch in (*self.lengths, self.epochs)
         return self.val_images > 0 and step > 0 and rest == 0 and due
 
     def step_span(self, step: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from sports_ray.config import ImageSpec, ModelConfig
 from sports_ray.errors import ConfigError, WeightsError
+from sports_ray.model.head import LINEAR, replace_head
 
 ALIASES = {
     "convnext_large": "convnext_large.fb_in22k_ft_in1k",
@@ -82,13 +83,20 @@ def create(model: ModelConfig, num_classes: int, image_size: int = 0) -> nn.Modu
         _check_size(name, image_size)
     sizes = _size_arguments(name, image_size)
     rates: dict[str, Any] = {"drop_rate": model.drop, "drop_path_rate": model.drop_path}
+    built = _created(name, {"num_classes": num_classes, **sizes}, rates)
+    if model.head != LINEAR:
+        replace_head(built, model.head, num_classes)
+    return built
+
+
+def _created(name: str, sizes: dict[str, Any], rates: dict[str, Any]) -> nn.Module:
     try:
         # Zeros are passed on too: Swin's own default is a drop path of 0.1.
-        return timm.create_model(name, num_classes=num_classes, **sizes, **rates)
+        return timm.create_model(name, **sizes, **rates)
     except TypeError:
         asked = {key: rate for key, rate in rates.items() if rate}
     try:
-        return timm.create_model(name, num_classes=num_classes, **sizes, **asked)
+        return timm.create_model(name, **sizes, **asked)
     except TypeError as error:
         raise ConfigError(
             f"model {name}",
@@ -141,14 +149,18 @@ def _refusal(name: str, size: int) -> str:
     return ""
 
 
-def image_spec(model: nn.Module | str, image_size: int = 0) -> ImageSpec:
-    """Preprocessing of a model (or its name), as timm resolves it; `image_size` in px, 0: the model's own.
+def image_spec(
+    model: nn.Module | str, image_size: int = 0, crop_mode: str = "auto", crop_pct: float = 0.0
+) -> ImageSpec:
+    """Preprocessing of a model (or its name), as timm resolves it; `image_size` in px, 0: the model's own; the crop of
+    evaluation as `data.crop_mode` and `data.crop_pct` say.
 
     Without an `image_size`, evaluation uses the model's test size and test crop where it has them; with one, that size.
     """
     given: dict[str, Any] = pretrained_cfg(model).to_dict() if isinstance(model, str) else model.pretrained_cfg  # type: ignore[assignment]
     test_size = not image_size and not given.get("fixed_input_size", False)
-    asked = {"img_size": image_size or None}
+    crop = {"crop_mode": None if crop_mode == "auto" else crop_mode, "crop_pct": crop_pct or None}
+    asked = {"img_size": image_size or None, **crop}
     train = resolve_data_config(asked, pretrained_cfg=given)
     evaluation = resolve_data_config(asked, pretrained_cfg=given, use_test_size=test_size)
     return ImageSpec(
@@ -169,10 +181,16 @@ def parameter_count(model: nn.Module) -> int:
 
 def head_parameters(model: nn.Module) -> set[str]:
     """Names of the classifier's parameters; several classifiers (distilled models) count together."""
+    return head_tensors(model) & {name for name, _ in model.named_parameters()}
+
+
+def head_tensors(model: nn.Module) -> set[str]:
+    """Names of the classifier's tensors: its parameters, and the statistics of its normalisation layers."""
     heads = model.get_classifier()  # type: ignore[operator]
     heads = heads if isinstance(heads, (tuple, list)) else (heads,)
-    ids = {id(parameter) for head in heads if isinstance(head, nn.Module) for parameter in head.parameters()}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+    modules = [head for head in heads if isinstance(head, nn.Module)]
+    ids = {id(tensor) for head in modules for tensor in (*head.parameters(), *head.buffers())}
+    return {name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in ids}
 
 
 def trainable(model: nn.Module, pattern: str) -> list[str]:
@@ -199,13 +217,13 @@ def set_train_mode(model: nn.Module, frozen: Collection[str] = ()) -> None:
     """
     model.train()
     if frozen:
-        for norm in _frozen_norms(model, set(frozen)):
+        for norm in frozen_norms(model, frozen):
             norm.eval()
 
 
-def _frozen_norms(model: nn.Module, frozen: set[str]) -> Iterator[nn.Module]:
+def frozen_norms(model: nn.Module, frozen: Collection[str]) -> Iterator[nn.Module]:
     """Normalisation layers whose parameters are all frozen; one without any follows its nearest ancestor with some."""
-    names = [name for name, _ in model.named_parameters()]
+    names, frozen = [name for name, _ in model.named_parameters()], frozenset(frozen)
     for path, module in model.named_modules():
         if not isinstance(module, _NormBase):
             continue

@@ -13,7 +13,7 @@ from timm.optim import auto_group_layers
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sports_ray.config import OptimConfig, PhaseConfig
+from sports_ray.config import ExtensionConfig, OptimConfig, PhaseConfig
 from sports_ray.errors import RunError
 
 WARMUP_START = 0.01
@@ -87,13 +87,34 @@ def default_lr(optim: OptimConfig, global_batch: int, from_scratch: bool) -> flo
 
 
 def learning_rate(
-    step: int, lr: float, optim: OptimConfig, phases: Sequence[PhaseConfig], steps_per_epoch: int, epochs: int
+    step: int,
+    lr: float,
+    optim: OptimConfig,
+    phases: Sequence[PhaseConfig],
+    steps_per_epoch: int,
+    epochs: int,
+    extensions: Sequence[ExtensionConfig] = (),
 ) -> float:
     """Rate of optimiser step `step` (from 0) at peak rate `lr`; pure, so that a checkpoint needs no scheduler.
 
     Each phase has the constant rate lr * lr_scale. The steps after them warm up (linearly, for at most half of them),
     then follow `optim.schedule`; OneCycle brings its own warm-up. Steps past the end keep the last rate of the formula.
+    A run that was extended has the rates that it had without the last extension up to there, then those of its schedule.
     """
+    if not extensions:
+        return _planned_rate(step, lr, optim, phases, steps_per_epoch, epochs)
+    *before, last = extensions
+    begun = last.after * steps_per_epoch
+    if step >= begun and last.schedule == "stretch":
+        return _planned_rate(step, lr, optim, phases, steps_per_epoch, epochs)
+    if step >= begun and last.schedule == "restart":
+        return _planned_rate(step - begun, lr, optim, (), steps_per_epoch, epochs - last.after)
+    return learning_rate(min(step, begun - 1), lr, optim, phases, steps_per_epoch, last.after, before)
+
+
+def _planned_rate(
+    step: int, lr: float, optim: OptimConfig, phases: Sequence[PhaseConfig], steps_per_epoch: int, epochs: int
+) -> float:
     for phase in phases:
         if step < phase.epochs * steps_per_epoch:
             return lr * phase.lr_scale

@@ -18,7 +18,7 @@ from timm.models import _builder
 from torch import Tensor, nn
 
 from sports_ray.errors import WeightsError
-from sports_ray.model.build import ALIASES, head_parameters, resolve_name
+from sports_ray.model.build import ALIASES, head_parameters, head_tensors, resolve_name
 from sports_ray.model.source import fetch_pretrained, file_sha256, read_sidecar, read_tensors
 
 logger = logging.getLogger(__name__)
@@ -140,11 +140,15 @@ def _keep_head(
     model: nn.Module, tensors: Mapping[str, Tensor], sidecar: Mapping[str, Any], classes: Sequence[str]
 ) -> tuple[bool, str]:
     own = model.state_dict()
-    names = sorted(head_parameters(model))
+    head = head_tensors(model)
+    names = [name for name in own if name in head]
     if not names or not all(name in tensors for name in names):
-        return False, "new: the file has none"
+        return False, "new: the file has none" + (" of these layers" if len(names) > 2 else "")
+    last = [name for name in names if name in head_parameters(model)][-1]
+    if len(tensors[last]) != len(own[last]):
+        return False, f"new: the file's has {len(tensors[last])} classes, the model's {len(own[last])}"
     if any(tensors[name].shape != own[name].shape for name in names):
-        return False, f"new: the file's has {len(tensors[names[-1]])} classes, the model's {len(own[names[-1]])}"
+        return False, "new: the file's has layers of other widths"
     known = sidecar.get("classes")
     if known is None or not classes:
         return True, "kept: as many classes, their names are not known"
@@ -158,7 +162,7 @@ def _load(
 ) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
     """Loads what fits, if that is enough; returns (coverage, missing, unexpected) as in the report."""
     own = model.state_dict()
-    head = head_parameters(model)
+    head = head_tensors(model)
     passed = set() if keep_head else head
     fitting = {key: value for key, value in tensors.items() if key not in passed and _fits(value, own.get(key))}
     coverage = _coverage(model, fitting)
@@ -177,11 +181,11 @@ def _coverage(model: nn.Module, fitting: Mapping[str, Tensor]) -> float:
 
     Statistics are counted apart: without batch norm's a model is useless, and they are far below 1 % of the elements.
     """
-    head = head_parameters(model)
+    head = head_tensors(model)
     parameters = {key for key, _ in model.named_parameters(remove_duplicate=False)}
     sizes = {key: value.numel() for key, value in model.state_dict().items() if value.is_floating_point()}
     shares = [1.0]
-    for keys in (sizes.keys() & parameters - head, sizes.keys() - parameters):
+    for keys in (sizes.keys() & parameters - head, sizes.keys() - parameters - head):
         if total := sum(sizes[key] for key in keys):
             shares.append(sum(sizes[key] for key in keys if key in fitting) / total)
     return min(shares)

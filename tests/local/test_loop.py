@@ -173,6 +173,8 @@ def test_early_stopping_comes_at_its_epoch_also_after_a_kill(photos: Path, tmp_p
     assert len({line["ema_val_acc1"] for line in metrics(config)}) == 1
     assert json.loads((folder_of(config) / "weights" / "best.json").read_text())["step"] == 2
     assert make_plan(config).status == "finished"
+    with pytest.raises(RunError, match="run run was stopped early, in epoch 3 of 6; got --epochs 9"):
+        make_plan(small_config(photos, tmp_path, **{**settings, "loop__epochs": 9}))
 
 
 def test_more_epochs_go_on_and_are_recorded_and_other_changes_are_refused_by_name(photos: Path, tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_more_epochs_go_on_and_are_recorded_and_other_changes_are_refused_by_nam
     assert train_in_child(longer) == 0
     assert metrics(longer)[:1] == before and [line["epoch"] for line in metrics(longer)] == [1, 2]
     record = json.loads((folder_of(longer) / "run.json").read_text())
-    assert record["extensions"] == [{"from_epochs": 1, "to_epochs": 2}]
+    assert record["extensions"] == [{"from_epochs": 1, "to_epochs": 2, "schedule": "stretch"}]
 
     def refusal(**changes: Any) -> str:
         with pytest.raises(RunError) as error:

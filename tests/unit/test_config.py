@@ -8,10 +8,10 @@ from typing import Any, Union, get_args, get_origin
 import pytest
 
 from sports_ray.checked import field_types
-from sports_ray.config import AugmentConfig, LoopConfig, OptimConfig, PhaseConfig, TrainConfig
+from sports_ray.config import AugmentConfig, ExtensionConfig, LoopConfig, OptimConfig, PhaseConfig, TrainConfig
 from sports_ray.errors import ConfigError
 
-SECTIONS = {**field_types(TrainConfig), "phase": PhaseConfig}
+SECTIONS = {**field_types(TrainConfig), "phase": PhaseConfig, "extension": ExtensionConfig}
 LIMITS = {f"{section}.{name}": limit for section, cls in SECTIONS.items() for name, limit in cls.LIMITS.items()}
 
 

@@ -13,7 +13,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from sports_ray.config import ModelConfig, OptimConfig, PhaseConfig
+from sports_ray.config import ExtensionConfig, ModelConfig, OptimConfig, PhaseConfig
 from sports_ray.errors import RunError
 from sports_ray.model.build import create, trainable
 from sports_ray.model.optim import (
@@ -215,6 +215,34 @@ def test_phases_come_first_at_constant_rates_and_the_rest_is_the_curve_of_a_shor
     rates = _ours(optim, 80, 0.1, phases)
     assert rates[:30] == pytest.approx([0.3] * 10 + [0.05] * 20)
     assert rates[30:] == _ours(optim, 50, 0.1)
+
+
+PHASES = (PhaseConfig(epochs=1, lr_scale=3.0),)
+COURSES = [
+    OptimConfig(),
+    OptimConfig(schedule="step", step_epochs=2.0, warmup_epochs=0.0),
+    OptimConfig(schedule="onecycle"),
+]
+
+
+def _extended(optim: OptimConfig, epochs: int, *extensions: tuple[int, Any]) -> list[float]:
+    records = tuple(ExtensionConfig(after=after, schedule=schedule) for after, schedule in extensions)
+    return [learning_rate(step, 0.1, optim, PHASES, 10, epochs, records) for step in range(10 * epochs)]
+
+
+@pytest.mark.parametrize("optim", COURSES)
+def test_extended_run_keeps_its_rates_and_goes_on_as_its_policy_says(optim: OptimConfig) -> None:
+    planned = _ours(optim, 50, 0.1, PHASES)
+    stretched = _extended(optim, 10, (5, "stretch"))
+    assert stretched == [*planned, *_ours(optim, 100, 0.1, PHASES)[50:]]
+    assert _extended(optim, 10, (5, "restart")) == [*planned, *_ours(optim, 50, 0.1)]
+    assert _extended(optim, 10, (5, "hold")) == [*planned, *[planned[-1]] * 50]
+
+
+def test_a_run_that_is_extended_again_keeps_what_the_first_extension_gave_it() -> None:
+    first = _extended(OptimConfig(), 8, (5, "restart"))
+    assert _extended(OptimConfig(), 12, (5, "restart"), (8, "hold")) == [*first, *[first[-1]] * 40]
+    assert _extended(OptimConfig(), 12, (5, "restart"), (8, "restart"))[80:] == _ours(OptimConfig(), 40, 0.1)
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)

@@ -27,7 +27,7 @@ from sports_ray.recipe import (
 KEYS = [f"{section}.{name}" for section, cls in field_types(TrainConfig).items() for name in field_types(cls)]
 HOW = {
     *("data.root", "data.loader_processes", "data.cache_gb", "data.pack_cache", "data.pack_cache_gb"),
-    *("loop.eval_batch", "loop.epochs"),
+    *("loop.eval_batch", "loop.epochs", "loop.extensions"),
 }
 """Keys outside store and cluster that say how a run is computed, not what."""
 
@@ -42,6 +42,8 @@ def other_value(key: str, old: Any) -> Any:
         "loop.global_batch": 48,
         "store.every_seconds": 2.5,
         "loop.phases": [{"epochs": 1, "train": "head", "lr_scale": 0.5}],
+        "loop.extensions": [{"after": 2, "schedule": "restart"}],
+        "store.keep_epochs": [1, 3],
         "data.classes": ["tennis", "ice *"],
         "data.cache_gb": 2.5,
         "augment.policy": "auto",
@@ -133,6 +135,8 @@ def test_unknown_key_is_answered_with_the_nearest_known_one(text: str, near: str
             (PhaseConfig(epochs=1), PhaseConfig(epochs=2, train="layer4*", lr_scale=0.5)),
         ),
         ("loop.phases=[]", ()),
+        ("store.keep_epochs=10", (10,)),
+        ("store.keep_epochs=10, 20", (10, 20)),
     ],
 )
 def test_override_is_read_as_its_key_wants_it(text: str, value: Any) -> None:
@@ -160,6 +164,13 @@ def test_override_is_read_as_its_key_wants_it(text: str, value: Any) -> None:
         ("loop.phases=head", "loop.phases; got 'head'; wanted a list of tables"),
         ("loop.phases=[{epoch=1}]", "loop.phases; got {'epoch': 1}; wanted tables with epochs, train, lr_scale"),
         ("loop.phases=[{epochs=30}]", "loop.phases; got 30 epochs; wanted fewer than loop.epochs = 30"),
+        ("store.keep_epochs=5,31", "store.keep_epochs; got [5, 31]; wanted epochs from 1 to loop.epochs = 30"),
+        ("store.keep_epochs=ten", "store.keep_epochs; got 'ten'; wanted a list"),
+        ("loop.extensions=[{after=30}]", "loop.extensions; got more epochs after 30; wanted rising, below loop.epochs"),
+        (
+            "loop.extensions=[{after=3, schedule='anew'}]",
+            "extension.schedule; got anew; wanted stretch or restart or hold",
+        ),
         ("loop.lanes=33", "loop.lanes; got 33; wanted at most loop.global_batch = 32"),
         ("store.every_seconds=0", "store; got every_steps = 0 and every_seconds = 0; wanted at least one above 0"),
     ],
@@ -218,10 +229,11 @@ def test_identity_holds_what_a_run_is_and_leaves_out_how(key: str) -> None:
     config = TrainConfig()
     changed = with_value(key, other_value(key, getattr(getattr(config, section), name)))
     how = key in HOW or section in ("store", "cluster")
-    assert (key not in identity(config)) == how
+    assert (key not in identity(changed)) == how
     assert (identity(changed) == identity(config)) == how
     # A default name must not join runs of different lengths, though a named run may be extended.
-    assert (digest(changed, "data") == digest(config, "data")) == (how and key != "loop.epochs")
+    long = key in ("loop.epochs", "loop.extensions")
+    assert (digest(changed, "data") == digest(config, "data")) == (how and not long)
 
 
 def test_digest_changes_with_the_data() -> None:

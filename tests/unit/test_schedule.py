@@ -102,6 +102,13 @@ def test_evaluations_follow_every_nth_epoch_and_the_last() -> None:
     assert not any(request.split == "val" for request in without.requests(0, False, 0, 1))
 
 
+def test_the_ends_that_a_run_had_before_it_was_extended_stay_ends() -> None:
+    plan = Schedule(10, 4, 5, 2, 4, 3, 9, lengths=(4, 7))
+    assert [step // 2 for step in range(plan.total_steps + 1) if plan.evaluates_after(step)] == [3, 4, 6, 7, 9]
+    assert [plan.epochs_left(2 * epoch) for epoch in range(10)] == [4, 3, 2, 1, 3, 2, 1, 2, 1, 0]
+    assert [Schedule(10, 4, 5, 2, 4, 3, 3).epochs_left(step) for step in range(6)] == [3, 3, 2, 2, 1, 1]
+
+
 def test_evaluation_comes_between_the_epochs() -> None:
     plan = Schedule(4, 3, 2, 1, 2, 1, 2)
     assert list(plan.requests(0, False, 0, 1)) == [
