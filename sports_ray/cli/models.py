@@ -102,22 +102,24 @@ def _facts(names: dict[str, str]) -> Iterator[dict[str, Any]]:
 def recipes(name: str, as_json: bool) -> None:
     """List recipes, or show the recipe NAME.
 
-    A recipe is a complete TOML file of settings; start from one with `sports-ray train --recipe NAME`.
+    A recipe is a complete TOML file of settings; start from one with `sports-ray train --recipe NAME`. Its header says
+    which commands it is for, why its settings are what they are, and what result to expect, measured where.
 
     \b
     Examples:
       sports-ray recipes
+      sports-ray recipes vlg-resnet50
       sports-ray recipes quick > mine.toml && sports-ray train --recipe mine.toml --data photos
     """
-    from sports_ray.recipe import load_recipe, recipe_names, recipe_text
+    from sports_ray.recipe import load_recipe, recipe_header, recipe_names, recipe_text
 
     if name:
         click.echo(json.dumps(load_recipe(name), indent=2) if as_json else recipe_text(name), nl=as_json)
         return
-    about = {known: recipe_text(known).partition("\n")[0].lstrip("# ") for known in recipe_names()}
+    headers = {known: recipe_header(known) for known in recipe_names()}
     if as_json:
-        click.echo(json.dumps([{"name": known, "about": line} for known, line in about.items()], indent=2))
+        click.echo(json.dumps([{"name": known, **header} for known, header in headers.items()], indent=2))
         return
-    width = max(map(len, about))
-    for known, line in about.items():
-        click.echo(f"{known:<{width}}  {line}")
+    width = max(map(len, headers))
+    for known, header in headers.items():
+        click.echo(f"{known:<{width}}  {header['about']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -11,10 +12,10 @@ import torch
 from click.testing import CliRunner
 
 from sports_ray.cli.models import models, recipes
-from sports_ray.model.build import create, head_parameters, image_spec, trainable
+from sports_ray.model.build import create, head_parameters, image_spec, own_size, pretrained_cfg, trainable
 from sports_ray.model.loss import mixed_cross_entropy
 from sports_ray.model.optim import create_optimizer, default_lr, learning_rate
-from sports_ray.recipe import build_config, load_recipe, recipe_names, recipe_text
+from sports_ray.recipe import build_config, load_recipe, recipe_header, recipe_names, recipe_text
 
 LIGHT = {
     "resnet50": 64,
@@ -26,6 +27,13 @@ LIGHT = {
 }
 """Fine-tuning recipes and an image side at which a step is quick, px."""
 SPORTS102 = {"sports102-convnext", "sports102-swinv2"}
+OF_KERAS = {
+    "keras-resnet50": "resnet50.tv_in1k",
+    "keras-efficientnet-b0": "tf_efficientnet_b0.in1k",
+    "keras-mobilenetv3-large": "tf_mobilenetv3_large_100.in1k",
+    "keras-inception-v3": "inception_v3.tf_in1k",
+}
+SYSTEMS = {"vlg-resnet50", "pixelplay-convnext-tiny", "sports-vit-b16"}
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +46,15 @@ def _one_thread() -> Iterator[None]:
 
 
 def test_the_promised_recipes_are_there() -> None:
-    assert {"quick", *LIGHT, *SPORTS102} <= set(recipe_names())
+    assert {"quick", *LIGHT, *SPORTS102, *OF_KERAS, *SYSTEMS} == set(recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipe_says_what_it_is_for_and_builds_its_model(name: str) -> None:
-    header = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
-    assert len(header[0]) > 20
-    assert any(f"sports-ray train --recipe {name} --data DIR" in line for line in header)
-    assert any(line.startswith("# Expected: ") for line in header)
+    header = recipe_header(name)
+    assert len(header["about"]) > 20 and header["notes" if name != "quick" else "expected"]
+    assert header["commands"][0].startswith(f"sports-ray train --recipe {name} --data DIR")
+    assert header["expected"].startswith("not measured: ") or re.search(r"0\.\d+ of \d+", header["expected"])
     config = build_config(name)
     with torch.device("meta"):
         model = create(config.model, 102, config.data.image_size)
@@ -68,7 +76,7 @@ def test_recipes_rates_rise_and_fall_and_never_exceed_the_peak(name: str) -> Non
     rates = [learning_rate(step, lr, optim, loop.phases, 10, loop.epochs) for step in range(10 * loop.epochs)]
     after = rates[10 * sum(phase.epochs for phase in loop.phases) :]
     assert max(after) == pytest.approx(lr)
-    assert after[0] == pytest.approx(lr / 100)
+    assert after[0] == pytest.approx(lr / 100 if optim.warmup_epochs else lr)
     assert after[-1] < lr / 10
 
 
@@ -82,6 +90,40 @@ def test_sports102_recipes_keep_the_measured_starting_values(name: str) -> None:
     )
     assert (config.augment.mixup, config.augment.cutmix, config.augment.policy) == (0.2, 0.5, "rand-m7-n2")
     assert config.loop.precision == ("auto" if large else "bf16")
+
+
+@pytest.mark.parametrize(("name", "model"), OF_KERAS.items())
+def test_recipes_of_the_keras_list_take_tensorflows_weights_where_there_are_any(name: str, model: str) -> None:
+    config = build_config(name)
+    assert config.model.name == model and pretrained_cfg(model).has_weights
+    assert ("tf_" in model) == (name != "keras-resnet50")
+    spec = image_spec(model, config.data.image_size, config.data.crop_mode, config.data.crop_pct)
+    assert (spec.crop_mode, spec.crop_pct) == ("squash", 1.0)
+    assert spec.eval_size == own_size(model)
+
+
+def test_step_recipe_has_the_rates_of_torchs_steplr() -> None:
+    config = build_config("vlg-resnet50")
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=config.optim.lr)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.1)
+    for epoch in range(config.loop.epochs):
+        rates = [
+            learning_rate(epoch * 10 + k, config.optim.lr, config.optim, (), 10, config.loop.epochs) for k in (0, 9)
+        ]
+        assert rates == pytest.approx([optimizer.param_groups[0]["lr"]] * 2, rel=1e-9)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_systems_have_their_heads_their_course_and_none_of_their_faults() -> None:
+    vlg, pixelplay, vit = (build_config(name) for name in ("vlg-resnet50", "pixelplay-convnext-tiny", "sports-vit-b16"))
+    assert vlg.model.head == "512-relu-dropout0.5-linear" and vlg.optim.name == "adam" and vlg.optim.weight_decay
+    assert pixelplay.model.head.startswith("512-bn-dropout0.6-relu-linear-dropout")
+    assert (pixelplay.loop.early_stop, pixelplay.loop.early_stop_metric) == (3, "loss")
+    assert pixelplay.data.sampler == "weighted" and pixelplay.augment.cutmix and pixelplay.augment.mixup
+    assert vit.loop.epochs == 50 and vit.store.keep_epochs == (10, 20, 30, 40, 50)
+    for config in (vlg, pixelplay, vit):
+        assert config.data.val == "auto" and config.data.leaks == "refuse" and config.augment.hflip == 0.5
 
 
 @pytest.mark.parametrize("name", sorted(LIGHT))
@@ -130,5 +172,9 @@ def test_recipes_prints_a_file_that_loads_again_as_it_is() -> None:
     assert CliRunner().invoke(recipes, ["quick"]).stdout == recipe_text("quick")
     assert json.loads(CliRunner().invoke(recipes, ["quick", "--json"]).stdout) == load_recipe("quick")
     listed = json.loads(CliRunner().invoke(recipes, ["--json"]).stdout)
-    assert [row["name"] for row in listed] == recipe_names()
+    assert listed == [{"name": name, **recipe_header(name)} for name in recipe_names()]
+    (vit,) = (row for row in listed if row["name"] == "sports-vit-b16")
+    assert [command.split()[1] for command in vit["commands"]] == ["train", "resume", "eval-ensemble"]
+    assert vit["about"].startswith("ViT-B/16 for 100 sports") and vit["notes"].startswith("DIR may be a CSV list")
+    assert vit["expected"].startswith("not measured: ")
     assert all(name in CliRunner().invoke(recipes).stdout for name in recipe_names())
