@@ -68,6 +68,12 @@ class Stops:
         self.looked = True
         return self.reasons[0] if self.reasons else ""
 
+    def unwatched(self) -> None:
+        """Nobody looks any more, and nothing is under way that would have to be saved: as before the first look."""
+        self.looked = False
+        if self._say is not None and self.reasons:
+            self._leave()
+
     def ignore(self) -> None:
         """The outcome is settled: no signal shall change the exit code while the interpreter takes itself down."""
         signal.setitimer(signal.ITIMER_REAL, 0)

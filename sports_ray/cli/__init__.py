@@ -17,14 +17,17 @@ from sports_ray.errors import SportsRayError, UserError
 
 COMMANDS = {
     "train": ("sports_ray.cli.train:train", "Train a model on a folder of photographs, or go on with it."),
+    "folds": ("sports_ray.cli.folds:folds", "Cross-validate: K runs, each scored on the fold it did not see."),
     "tune": ("sports_ray.cli.tune:tune", "Search settings for several models at the same time."),
     "resume": ("sports_ray.cli.train:resume", "Go on with a run as it was started."),
     "status": ("sports_ray.cli.status:status", "Show the runs of a store, or one of them."),
     "verify": ("sports_ray.cli.verify:verify", "Re-read a whole run and prove that it is sound."),
+    "doctor": ("sports_ray.cli.doctor:doctor", "Look for faults of machine, photographs and runs, with cures."),
     "eval-ensemble": ("sports_ray.cli.evaluate:eval_ensemble", "Score finished runs: alone, augmented and together."),
     "predict": ("sports_ray.cli.evaluate:predict", "Predict images into a CSV."),
     "report": ("sports_ray.cli.report:report", "Write a run or an evaluation as one page."),
     "explain": ("sports_ray.cli.report:explain", "Show where in photographs a model finds its evidence."),
+    "export": ("sports_ray.cli.export:export", "Write a run for ONNX, PyTorch's own or TensorFlow's runtimes."),
     "submit": ("sports_ray.cli.submit:submit", "Run train, tune or eval-ensemble on a Ray cluster."),
     "jobs": ("sports_ray.cli.submit:jobs", "List a cluster's jobs."),
     "logs": ("sports_ray.cli.submit:logs", "Show or follow what a job writes."),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,16 +98,27 @@ class Cifar:
         return (name, row) if self._classes[batch.labels[row]] == label else None
 
 
+def open_cifar(root: str) -> Cifar:
+    """The photographs of a folder of CIFAR-10; all who ask share the pixels, until a file changes."""
+    found = ((path, path.stat()) for path in (_file(root, name) for name in BATCHES) if path.exists())
+    return _opened(root, tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in found))
+
+
+@lru_cache(maxsize=1)
+def _opened(root: str, _state: tuple[tuple[Path, int, int], ...]) -> Cifar:
+    return Cifar(root)
+
+
 def list_cifar(root: Path) -> Listing:
     """All photographs of a folder of CIFAR-10: data_batch_1 to 5 are train, test_batch is test.
 
     Raises DataError for files that are missing, damaged or no CIFAR-10, and for a pickle that wants code to be run."""
-    files = Cifar(str(root))
+    files = open_cifar(str(root))
     paths = files.paths()
     splits = sorted({path.partition("/")[0] for path in paths}, reverse=True)
     if "train" not in splits:
         raise DataError(f"{root}: CIFAR-10", got="no data_batch_1 to 5", want="the files of one of its archives")
-    entries = [Entry(path, *path.split("/")[:2], *files.state(path)) for path in paths]
+    entries = [Entry(path, path.split("/")[0], path.split("/")[1], *files.state(path)) for path in paths]
     return Listing(root, root, files, table_of(entries), {split: split for split in splits})
 
 

@@ -23,7 +23,7 @@ MOST_BYTES = 1 << 30
 
 _ARRAY = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
 _KNOWN = _ARRAY | {"numpy ndarray", "numpy dtype", "_codecs encode"}
-_NUMBERS = {"u1": np.dtype("u1"), "i8": np.dtype("<i8"), "i4": np.dtype("<i4"), "S1": np.dtype("S1")}
+_NUMBERS: dict[str, np.dtype[Any]] = {"u1": np.dtype("u1"), "i8": np.dtype("<i8"), "i4": np.dtype("<i4")}
 _VALUES = {
     *("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1"),
     *("BINSTRING", "SHORT_BINSTRING", "STRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),

@@ -55,9 +55,9 @@ def open_files(root: str, config: DataConfig | None = None) -> Files:
 
         return open_pack(root, config)
     if is_cifar(root):
-        from sports_ray.data.cifar import Cifar
+        from sports_ray.data.cifar import open_cifar
 
-        return Cifar(root)
+        return open_cifar(root)
     return Folder(root)
 
 

@@ -13,6 +13,7 @@ import torch
 from sports_ray.config import DataConfig, TrainConfig
 from sports_ray.data.files import open_files
 from sports_ray.data.manifest import Manifest
+from sports_ray.data.sampler import Sampler
 from sports_ray.engine.learner import Progress, build_learner
 from sports_ray.engine.ledger import Ledger, expected
 from sports_ray.engine.schedule import Schedule
@@ -48,8 +49,9 @@ def verify_run(run_dir: RunDir, config: TrainConfig, manifest: Manifest, fingerp
     for finding, commit in _commits(run_dir):
         yield finding
         commits += [commit] if commit else []
-    schedule = Schedule.of(config, manifest.rows("train").num_rows, manifest.rows("val").num_rows)
-    yield from _consumption(commits, schedule, manifest, config.loop.seed)
+    sampler = Sampler.of(config, manifest)
+    schedule = Schedule.of(config, len(sampler), manifest.rows("val").num_rows)
+    yield from _consumption(commits, schedule, manifest, sampler)
     yield from _history(run_dir, commits, schedule)
     yield from _weights(run_dir, {commit.step: commit for commit in commits})
     yield _resumable(commits, config, manifest)
@@ -102,16 +104,16 @@ def _commits(run_dir: RunDir) -> Iterator[tuple[Finding, Commit | None]]:
                 yield Finding(what, str(error), ok=False), None
 
 
-def _consumption(commits: list[Commit], schedule: Schedule, manifest: Manifest, seed: int) -> Iterator[Finding]:
+def _consumption(commits: list[Commit], schedule: Schedule, manifest: Manifest, sampler: Sampler) -> Iterator[Finding]:
     """Compares each commit's digest with the sampler's."""
     ledger = Ledger(manifest.rows("train").column("sha256"))
-    wanted = expected(ledger, schedule, seed, max((commit.step for commit in commits), default=0))
+    wanted = expected(ledger, schedule, sampler, max((commit.step for commit in commits), default=0))
     for commit in commits:
         if commit.state.get("consumed") is None:
             yield Finding(f"consumed to step {commit.step}", "not recorded by the version that wrote this commit")
             continue
         epochs, rest = divmod(commit.step, schedule.steps_per_epoch)
-        text = f"every image once an epoch for {epochs} epochs" + (f" and {rest} steps as sampled" if rest else "")
+        text = f"every image {sampler.words} for {epochs} epochs" + (f" and {rest} steps as sampled" if rest else "")
         same = commit.state.get("consumed") == wanted[commit.step]
         text = text if same else "other images, or in another order, than the sampler says"
         yield Finding(f"consumed to step {commit.step}", text, same)

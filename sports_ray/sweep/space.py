@@ -27,8 +27,9 @@ _FIXED = {
     "loop.eval_batch": "it changes how a score is computed, not the score",
     "loop.early_stop_metric": "trials could not be compared by it",
 }
+_FREE = {"data.image_size", "data.crop_mode", "data.crop_pct", "data.sampler", "data.min_per_class"}
 _FIXED_SECTIONS = {
-    "data": "trials must share their photographs; data.image_size alone may differ",
+    "data": "trials must share their photographs; how these are sized and sampled may differ",
     "store": "it changes where a run is kept, not what it learns",
     "cluster": "it changes how a run is computed, not what it learns",
 }
@@ -106,7 +107,7 @@ def _parse(text: str, backbones: Sequence[str]) -> Parameter:
 
 
 def _check_searchable(key: str) -> None:
-    reason = _FIXED.get(key) or (key != "data.image_size" and _FIXED_SECTIONS.get(key.partition(".")[0]))
+    reason = _FIXED.get(key) or (key not in _FREE and _FIXED_SECTIONS.get(key.partition(".")[0]))
     if reason:
         raise ConfigError("--space", got=key, want=f"a key whose values lead to scores that can be compared ({reason})")
 

@@ -61,7 +61,7 @@ def test_weighted_sampling_gives_every_class_the_same_number() -> None:
 def test_weighted_sampling_repeats_no_image_before_the_class_is_through() -> None:
     rows = Sampler(WEIGHTED, 7, LABELS).rows(2)
     for label, size in enumerate(SIZES):
-        times = np.bincount(rows[LABELS[rows] == label], minlength=100)[LABELS == label]
+        times = np.bincount(rows[LABELS[rows] == label], minlength=100)[label == LABELS]
         assert times.sum() == 25 and times.min() == 25 // size and times.max() == -(-25 // size)
 
 

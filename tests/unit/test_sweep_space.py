@@ -75,6 +75,7 @@ def test_key_twice_is_refused_unless_for_different_backbones() -> None:
         ("model.drop_path=0..0.3/4", [0.0, 0.1, 0.2, 0.3]),
         ("loop.global_batch=log:8..64/4", [8, 16, 32, 64]),
         ("data.image_size=64,96", [64, 96]),
+        ("data.sampler=shuffle,weighted", ["shuffle", "weighted"]),
     ],
 )
 def test_alternatives_are_values_of_the_config(text: str, values: list[object]) -> None:
