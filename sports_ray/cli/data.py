@@ -162,7 +162,7 @@ def pack(source: str, out: str, short_side: int, shard_mb: int, as_json: bool) -
         )
     record, shards = report.record, len(report.record.shards)
     if as_json:
-        facts = {"out": report.out, "images": record.images, "splits": record.splits, "classes": len(record.classes)}
+        facts = {"out": report.out, "images": record.images, "splits": record.splits, "classes": len(record.names)}
         facts |= {"shards": shards, "made": report.made, "bytes": record.size, "short_side": short_side}
         click.echo(json.dumps(facts | {"fingerprint": record.fingerprint or None, "refused": record.refused or None}))
         return
@@ -170,7 +170,7 @@ def pack(source: str, out: str, short_side: int, shard_mb: int, as_json: bool) -
     others = record.images - sum(record.splits.values())
     more = f" · {others:,} in other folders" if others else ""
     there = f", {shards - report.made:,} of them made before" if report.made < shards else ""
-    click.echo(f"packed      {splits}{more} · {len(record.classes)} classes")
+    click.echo(f"packed      {splits}{more} · {len(record.names)} classes")
     click.echo(f"shards      {shards:,}, {record.size / 1e6:,.1f} MB in all{there}")
     if record.refused:
         click.echo(f"!           training would refuse them: {record.refused}")

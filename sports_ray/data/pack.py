@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sports_ray.data.files import GONE, REMOTE, State
 from sports_ray.data.inspect import VERSION, Facts
+from sports_ray.data.label_sets import names_in
 from sports_ray.errors import DataError, RunError
 from sports_ray.store.codec import seal, unseal
 
@@ -54,7 +55,7 @@ class PackRecord:
 
     images: int
     classes: list[str]
-    """Sorted names of all classes that the default settings find."""
+    """Sorted names of all classes that the default settings find; multi-label: words of the sets (label_sets)."""
     splits: dict[str, int]
     """Photographs of each split, by the default settings."""
     folders: dict[str, list[str]]
@@ -75,15 +76,24 @@ class PackRecord:
     """Hex sha256 over the settings of the packing and (id, sha256) of all files packed."""
     index: FileEntry
     shards: list[FileEntry]
+    multilabel: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """Sorted names of the classes."""
+        if not self.multilabel:
+            return self.classes
+        return sorted({name for word in self.classes for name in names_in(word)})
 
     @property
     def size(self) -> int:
         return self.index.size + sum(shard.size for shard in self.shards)
 
     def to_bytes(self) -> bytes:
-        return seal(
-            {"format": FORMAT, **asdict(self), "index": list(self.index), "shards": [[*s] for s in self.shards]}
-        )
+        content = {"format": FORMAT, **asdict(self), "index": list(self.index), "shards": [[*s] for s in self.shards]}
+        if not self.multilabel:  # as packs were written before there was another kind
+            del content["multilabel"]
+        return seal(content)
 
     @classmethod
     def from_bytes(cls, content: bytes | bytearray, where: str) -> PackRecord:

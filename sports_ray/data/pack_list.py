@@ -35,7 +35,8 @@ def list_pack(pack: Pack, config: DataConfig) -> Listing:
         )
         columns = {"id": chosen.column("id"), "split": chosen.column("split"), "name": names}
         folders = {split: "" for split in sorted(set(chosen.column("split").to_pylist()))}
-        return Listing(pack.root, source, pack, _entries(columns, chosen), folders)
+        entries = _entries(columns, chosen)
+        return Listing(pack.root, source, pack, entries, folders, multilabel=record.multilabel)
     found = list_tree(pack.ids, record.folders, config)
     chosen = table if len(found.rows) == table.num_rows else table.take(found.rows)
     columns = {"id": chosen.column("id"), "split": pa.array(found.splits), "name": pa.array(found.names)}

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from sports_ray.data.listing import Listing
 
 
-_UNPACKED = "train from the list itself"
-
-
 class Source(NamedTuple):
     """One photograph to be packed."""
 
@@ -45,6 +42,8 @@ class Sources(NamedTuple):
     """Folders of the source, and those in each; empty for a CSV list."""
     csv: str
     """Name of the CSV list, if it is one."""
+    multilabel: bool
+    """Whether `classes` are words of sets of classes (label_sets)."""
 
 
 def find_sources(source: str, progress: Progress | None = None, cache_dir: Path | None = None) -> Sources:
@@ -58,10 +57,6 @@ def find_sources(source: str, progress: Progress | None = None, cache_dir: Path 
     if listing.bad_rows:
         what = f"{listing.source}: {len(listing.bad_rows):,} bad rows"
         raise DataError(what, got="; ".join(listing.bad_rows[:SHOWN]), cure="mend or remove them")
-    if listing.multilabel:
-        raise DataError(
-            f"{listing.source}: a multi-label list", want="one class a photograph in a pack", cure=_UNPACKED
-        )
     ids = listing.table.column("id").to_pylist()
     if not ids:
         raise DataError("photographs to pack", got=f"none in {source}", want="at least one")
@@ -75,7 +70,7 @@ def find_sources(source: str, progress: Progress | None = None, cache_dir: Path 
     label = {name: place for place, name in enumerate(classes)}
     rows = zip(ids, splits, names, facts, strict=True)
     sources = [Source(one, split, label.get(name, -1), about) for one, split, name, about in rows]
-    return Sources(listing.files, sources, classes, folders, csv)
+    return Sources(listing.files, sources, classes, folders, csv, listing.multilabel)
 
 
 def _whole(source: str) -> tuple[Listing, dict[str, list[str]], str]:

@@ -79,7 +79,8 @@ def write_pack(
         raise ConfigError("--shard-mb", got=shard_mb, want=f"from {SHARD_MB[0]} to {SHARD_MB[1]}")
     sources = find_sources(source, inspecting, cache_dir)
     settings = {"short_side": short_side, "shard_bytes": shard_mb * _BYTES_PER_MB, "quality": QUALITY}
-    about = {"classes": sources.classes, "folders": sources.folders, "csv": sources.csv}
+    about: dict[str, object] = {"classes": sources.classes, "folders": sources.folders, "csv": sources.csv}
+    about |= {"multilabel": True} if sources.multilabel else {}
     inputs = _digest(sources.rows, {**settings, **about})
     storage = open_storage(out)
     standing = _standing(storage, inputs)
@@ -104,6 +105,7 @@ def write_pack(
         inputs=inputs,
         index=FileEntry(INDEX_NAME, content.size, hashlib.sha256(content).hexdigest()),
         shards=shards,
+        multilabel=sources.multilabel,
     )
     record = _with_fingerprint(storage.uri, record, batches)
     storage.write(NAME, record.to_bytes())

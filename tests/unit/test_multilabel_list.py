@@ -177,10 +177,16 @@ def test_what_the_loader_gives_is_a_row_of_0_and_1_for_each_photograph(photos: P
         assert names == expected[reader.path("train", row)]
 
 
-def test_what_takes_one_class_a_photograph_refuses_several(photos: Path) -> None:
-    listed(photos, in_one_column())
-    with pytest.raises(DataError, match="a multi-label list; wanted one class a photograph in a pack"):
-        write_pack(str(photos / "list.csv"), str(photos / "packed"), cache_dir=photos / "cache")
+def test_a_pack_of_the_list_is_read_as_the_list(photos: Path) -> None:
+    more = ["g.jpg,,test"]
+    first = listed(photos, in_one_column(more=more))
+    report = write_pack(str(photos / "list.csv"), str(photos / "packed"), cache_dir=photos / "cache")
+    assert report.record.names == ["ball", "flag", "net"] and report.record.fingerprint == first.fingerprint()
+    again = build_manifest(DataConfig(root=str(photos / "packed")), cache_dir=photos / "cache")
+    assert again.fingerprint() == first.fingerprint() and again.label_sets == first.label_sets
+
+
+def test_folds_of_photographs_with_several_classes_are_refused(photos: Path) -> None:
     with pytest.raises(DataError, match="data.folds; got a multi-label list"):
         listed(photos, in_one_column(), folds=2)
 
