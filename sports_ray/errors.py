@@ -9,6 +9,7 @@ SportsRayError
 ├── TrainingError        exit 3: failed after what could be retried was retried
 │   ├── NonFiniteError   loss or gradient not finite too often in a row; a retry cannot mend it
 │   └── StorageError     the store could not be written or read
+├── ExportError          exit 3: a model could not be converted, or the file does not compute what the model does
 ├── FencedError          exit 3: another writer has taken the run over
 └── Paused               exit 75: stopped on request, everything is committed
 
@@ -70,6 +71,10 @@ class NonFiniteError(TrainingError):
 
 class StorageError(TrainingError):
     retryable = True
+
+
+class ExportError(SportsRayError):
+    exit_code = 3
 
 
 class FencedError(SportsRayError):
