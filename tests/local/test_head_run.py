@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 HEAD = "8-bn-dropout0.5-relu-linear"
 SETTINGS: dict[str, Any] = {
     "model__head": HEAD,
+    "data__image_size": 64,
     "loop__global_batch": 5,
     "loop__micro_batch": 0,
     "loop__phases": [{"epochs": 1, "train": "head"}],
@@ -64,10 +65,10 @@ def test_weights_that_a_run_leaves_predict_with_their_head_and_start_another_run
     norm = model.get_submodule("fc.1")
     assert isinstance(norm, torch.nn.BatchNorm1d) and bool(norm.running_mean.any())  # type: ignore[union-attr]
     file = str(store / "run/weights/best.safetensors")
-    other = create(done.model, 2, 32)
+    other = create(done.model, 2, 64)
     assert load_weights(other, file, "test_resnet", member.classes).head == "kept: same classes"
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
-    turned = create(done.model, 2, 32)
+    turned = create(done.model, 2, 64)
     assert (
         load_weights(turned, file, "test_resnet", member.classes[::-1]).head
         == "new: other classes, or in another order"
