@@ -25,7 +25,7 @@ from sports_ray.store.commit import read_commit
 from sports_ray.store.storage import open_storage
 from tests.support.learners import one_thread  # noqa: F401
 from tests.support.pages import Page, assert_self_contained
-from tests.support.runs import results, small_config, train_in_child
+from tests.support.runs import commit_record, results, small_config, train_in_child
 from tests.support.shell import sports_ray
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,13 +114,17 @@ def test_best_weights_are_those_of_the_best_map_with_thresholds_fitted_on_their_
     assert sidecar["thresholds"] == pytest.approx(fit_thresholds(sigmoid(logits), targets).tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize(("how", "look", "code"), [("kill_at", 2, -9), ("stop_at", 5, 75), ("kill_at", 9, -9)])
+@pytest.mark.parametrize(("how", "look", "code"), [("kill_at", 2, -9), ("stop_at", 4, 75), ("kill_at", 9, -9)])
 def test_run_cut_in_a_step_or_in_an_evaluation_equals_the_unbroken_run(
     things: Path, done: TrainConfig, tmp_path: Path, how: str, look: int, code: int
 ) -> None:
-    # Three steps an epoch and two batches of validation: look 5 is between these.
+    # Three steps an epoch and two batches of validation: look 4 is between these.
     config = small_config(things / "labels.csv", tmp_path, **SETTINGS)
     assert train_in_child(config, **{how: look}) == code  # type: ignore[arg-type]
+    if how == "stop_at":
+        (commit,) = (folder_of(config) / "checkpoints").glob("step-00000003*")
+        state = commit_record(commit)["state"]
+        assert (state["step"], state["evaluated"], state["eval_sums"]) == (3, 0, []), "the evaluation is done again"
     assert train_in_child(config) == 0
     assert results(config) == results(done)
 
