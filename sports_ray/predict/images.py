@@ -103,7 +103,8 @@ def list_split(
     ]
     notes = list(_notes(listing))
     if multilabel:
-        return _of_sets(listing, rows, classes, notes, subset, progress)
+        images = _of_sets(listing, rows, classes, notes, subset, progress)
+        return _without_held_out(images, manifest) if wanted == "train" else images
     if subset:
         known, others = {*classes, ""}, len(rows)
         rows = [row for row in rows if row[1] in known]
@@ -111,9 +112,8 @@ def list_split(
             notes.append(f"left out, of classes that were not trained: {others:,} photographs")
     labels = _labels([name for _, name, _ in rows], classes)
     images = _listed(str(listing.root), [row[0] for row in rows], labels, [row[2] for row in rows], progress)
-    if wanted == "train" and manifest is not None:
-        images = _without_held_out(images, manifest)
-    return replace(images, notes=(*notes, *images.notes))
+    images = replace(images, notes=(*notes, *images.notes))
+    return _without_held_out(images, manifest) if wanted == "train" else images
 
 
 def manifest_split(manifest: Manifest, split: str, root: str, progress: Progress | None = None) -> Images:
@@ -242,10 +242,12 @@ def _carved(manifest: Manifest | None) -> set[str] | None:
     return set(manifest.rows("val").column("path").to_pylist()) if manifest is not None else None
 
 
-def _without_held_out(images: Images, manifest: Manifest) -> Images:
+def _without_held_out(images: Images, manifest: Manifest | None) -> Images:
     """Without the validation images of a run, by their bytes: what it was trained on is scored apart from them."""
     import pyarrow as pa
 
+    if manifest is None:
+        return images
     held = set(manifest.rows("val").column("sha256").to_pylist())
     kept = [row for row, digest in enumerate(images.digests()) if digest not in held]
     if not (left_out := len(images) - len(kept)):

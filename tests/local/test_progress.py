@@ -16,7 +16,7 @@ from tests.support.terminal import CONTROL, on_terminal
 NOTEBOOK = {"JPY_PARENT_PID": "1", "TERM": "xterm-color", "FORCE_COLOR": "1", "CLICOLOR_FORCE": "1"}
 """What Jupyter's kernels set, and the commands that they start inherit."""
 ESCAPE = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
-EPOCHS = 12
+EPOCHS = 8
 
 
 @pytest.fixture(scope="module")
