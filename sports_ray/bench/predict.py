@@ -47,7 +47,7 @@ class Setting:
     model: str = "convnext_atto"
     size: int = 128
     batch: int = 32
-    images: int = 4096
+    images: int = 12288
     """Of one turn; where there are fewer photographs, they come again."""
     rounds: int = 3
     precision: str = "bf16"

@@ -110,7 +110,8 @@ def _run(job: Job, on_progress: OnProgress, pool: tuple[int, int]) -> None:
 
 
 def _pool(device: str, bounds: tuple[int, int]) -> tuple[int, int]:
-    """Least and most actors: as asked, or one for each GPU or CPU of the cluster."""
+    """Least and most actors: as asked, or one for each GPU or CPU of the cluster: Ray Data would give up those that have
+    nothing to do while the first blocks are decoded, and not start them again."""
     import ray
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -120,7 +121,7 @@ def _pool(device: str, bounds: tuple[int, int]) -> tuple[int, int]:
             "Ray's cluster", got=f"no {device} resources", want="a node with GPUs or CPUs", cure="--workers 0"
         )
     low, high = bounds
-    return (min(low, there), min(high, there)) if high else (1, there)
+    return (min(low, there), min(high, there)) if high else (there, there)
 
 
 def _bounds(workers: str) -> tuple[int, int]:
@@ -129,12 +130,13 @@ def _bounds(workers: str) -> tuple[int, int]:
 
 
 def _store_bytes(jobs: Sequence[Job]) -> int:
-    """Room for the decoded blocks that are on their way, in a local cluster."""
+    """Room for the decoded blocks that are on their way, in a local cluster: with less Ray Data decodes too late for the
+    actors, of which each then waits a third of its time."""
     from sports_ray.data.cache import available_memory
 
     sides = [sum(source.size**2 for source in {view.source for view in job.views}) for job in jobs]
     block = max(3 * ROWS * side for side in sides)
-    return int(max(OBJECT_STORE_BYTES, min(8 * block, MOST_STORE, 0.25 * available_memory())))
+    return int(max(OBJECT_STORE_BYTES, min(64 * block, MOST_STORE, 0.25 * available_memory())))
 
 
 @contextmanager
