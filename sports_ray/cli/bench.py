@@ -116,7 +116,7 @@ def checkpoint(as_json: bool, **options: Any) -> None:
 )
 @click.option("--size", default=128, show_default=True, metavar="PX", help="Side of an image.")
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Images of a forward pass.")
-@click.option("--images", default=4096, show_default=True, type=click.IntRange(1024), help="Images of a turn.")
+@click.option("--images", default=12288, show_default=True, type=click.IntRange(1024), help="Images of a turn.")
 @rounds_option
 @click.option("--precision", default="bf16", show_default=True, type=click.Choice(["bf16", "fp16", "fp32"]))
 @click.option("--workers", default="auto", show_default=True, metavar="0|N|auto", help="On Ray; 0: without that side.")
