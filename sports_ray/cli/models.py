@@ -12,21 +12,39 @@ COLUMNS = "{:<{width}}  {:>10}  {:>5}  {:>4}  {:<13}  {:<8}  {:<35}  {}"
 
 
 @click.command()
-@click.argument("filter_text", metavar="[FILTER]", default="")
+@click.argument("filters", metavar="[FILTER]...", nargs=-1)
+@click.option("--measure", is_flag=True, help="Measure the speed of each here; FILTERs are then names.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of architectures as Markdown.")
+@click.option(
+    "--seconds", default=3.0, show_default=True, type=click.FloatRange(0.01), help="Of each of the two measurements."
+)
+@click.option("--batch", default=0, type=click.IntRange(0), help="Images at once. Default: 64 on a GPU, 8 on a CPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
-def models(filter_text: str, as_json: bool) -> None:
-    """List models: parameters, input size and preprocessing.
+def models(
+    filters: tuple[str, ...], measure: bool, as_markdown: bool, seconds: float, batch: int, as_json: bool
+) -> None:
+    """List models: parameters, input size and preprocessing; or the table of architectures.
 
     FILTER is a part of a name or a shell pattern; without it, the models that recipes and aliases use and the small
     test models are listed. Sizes are in pixels; parameters are those with the model's own number of classes.
+
+    With --measure or --markdown: what each is for, its published accuracy where an installed package tells it, and
+    with --measure images per second of training and evaluation on this machine, each for some seconds.
 
     \b
     Examples:
       sports-ray models
       sports-ray models swinv2_large
       sports-ray models 'convnext*in22k*' --json
+      sports-ray models --measure resnet50 efficientnet_b0 convnext_tiny
+      sports-ray models --markdown > models.md
     """
-    names = _matching(filter_text) if filter_text else _recommended()
+    if measure or as_markdown:
+        from sports_ray.cli.architectures import show_architectures
+
+        show_architectures(filters or tuple(_recommended()), measure, seconds, batch, as_json)
+        return
+    names = {name: full for each in filters for name, full in _matching(each).items()} if filters else _recommended()
     if as_json:
         click.echo(json.dumps(list(_facts(names)), indent=2))
         return

@@ -1,0 +1,69 @@
+"""The table of architectures: exact parameters, accuracies that a package really tells, speeds that were measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from sports_ray.bench.architectures import PURPOSES, describe, markdown, published_top1
+from sports_ray.errors import WeightsError
+from sports_ray.recipe import load_recipe, recipe_names
+from tests.support.shell import sports_ray as shell
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "regnety_004.tv2_in1k"])
+def test_parameters_are_those_of_the_model_that_is_built(name: str) -> None:
+    built = timm.create_model(name)
+    assert describe(name).parameters == sum(parameter.numel() for parameter in built.parameters())
+
+
+def test_published_accuracies_are_those_of_the_same_file_or_left_out() -> None:
+    from torchvision.models import RegNet_Y_400MF_Weights as Weights
+
+    assert published_top1("regnety_004.tv2_in1k") == (0.75804, "torchvision, regnet_y_400mf IMAGENET1K_V2")
+    assert Weights.IMAGENET1K_V2.meta["num_params"] == describe("regnety_004.tv2_in1k").parameters
+    # Of the same architecture, but other weights.
+    assert published_top1("resnet50.a1_in1k") == (None, "") and published_top1("resnet50.tv_in1k")[0] == 0.7613
+    assert published_top1("test_resnet") == (None, "")
+
+
+def test_the_models_of_recipes_are_told_what_they_are_for() -> None:
+    names = {load_recipe(name)["model"]["name"] for name in recipe_names()}
+    assert all(describe(name).purpose for name in names)
+    assert list(PURPOSES)[-1] == "swin*", "the first pattern that fits counts"
+
+
+def test_an_unknown_name_is_answered_with_the_right_one() -> None:
+    with pytest.raises(WeightsError, match="did you mean resnet50"):
+        describe("resnet50q")
+
+
+def test_speeds_are_measured_here_and_shown_as_a_table(tmp_path: Path) -> None:
+    words = ("models", "--measure", "test_resnet", "test_vit", "--seconds", "0.05", "--batch", "2")
+    done = shell(tmp_path, *words, "--json")
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert done.code == 0 and [row["name"] for row in rows] == ["test_resnet", "test_vit"]
+    for row in rows:
+        assert row["eval_images_per_second"] > row["train_images_per_second"] > 1
+        assert (row["batch"], row["why_not"]) == (2, "") and row["device"].startswith(("CPU, ", "NVIDIA"))
+    assert "test_vit: 2 images of 160 px at once" in done.err and "ray" not in done.imported
+
+
+def test_the_markdown_table_says_what_is_left_out(tmp_path: Path) -> None:
+    done = shell(tmp_path, "models", "test_resnet", "regnety_004.tv2_in1k", "--markdown")
+    lines = done.out.splitlines()
+    assert lines[0] == "| model | parameters | px | top-1 | for |" and lines[1] == "|---|---|---|---|---|"
+    assert lines[3].startswith("| regnety_004.tv2_in1k | 4,344,144 | 224 | 75.80% | small and quick")
+    assert "- top-1 of 1 left out: the installed packages do not tell it" in lines
+    assert list(markdown([describe("test_resnet")]))[2].split(" | ")[3] == ""
+
+
+def test_building_on_the_meta_device_leaves_the_generator_alone() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    describe("test_resnet")
+    assert torch.equal(torch.get_rng_state(), state)
