@@ -153,6 +153,18 @@ def test_a_carved_split_has_every_class_on_both_sides_and_no_copy_across(tmp_pat
     assert any(not names for names in val.values()), "photographs that show nothing are held out too"
 
 
+def test_photographs_whose_sets_all_differ_are_carved_by_their_classes(tmp_path: Path) -> None:
+    random, names, rows = np.random.default_rng(1), "abcdefghij", ["path,labels"]
+    for number in range(80):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+        rows.append(f"{number}.jpg,{'|'.join(name for name in names if random.random() < 0.4) or '|'}")
+    manifest = listed(tmp_path, "\n".join(rows) + "\n", val_fraction=0.2)
+    assert len(manifest.label_sets) > 70
+    held, there = manifest.class_images("val"), manifest.class_images("train")
+    share = held / (held + there)
+    assert ((share > 0.1) & (share < 0.35)).all() and 8 <= manifest.rows("val").num_rows <= 26, share
+
+
 def test_what_the_loader_gives_is_a_row_of_0_and_1_for_each_photograph(photos: Path) -> None:
     manifest = listed(photos, in_one_column())
     config = build_config(None, {"model.name": "test_resnet", "data.cache_gb": 0.0})
