@@ -35,7 +35,7 @@ def decimal(value: Any, digits: int = 3) -> str:
 
 
 def count(value: Any) -> str:
-    return f"{value:,}" if is_number(value) else NOTHING
+    return f"{value:,.0f}" if is_number(value) else NOTHING
 
 
 def p_value(value: Any) -> str:
