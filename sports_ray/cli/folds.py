@@ -104,7 +104,7 @@ def _train_fold(runs: FoldRuns, fold: int, command: _FoldsCommand, extend: str) 
     plan = command.plan = runs.plan(fold, extend)
     sizes = f"{plan.manifest.rows('train').num_rows:,} train · {plan.manifest.rows('val').num_rows:,} held out"
     facts = {"fold": fold, "name": plan.name, "status": plan.status}
-    command.show.fact("fold", f"{fold} of 0 to {runs.count - 1} · {plan.name} · {sizes} · {plan.status}", **facts)
+    command.show.fact("fold", f"{fold + 1} of {runs.count} · {plan.name} · {sizes} · {plan.status}", **facts)
     if plan.status == "finished":
         return True
     outcome = execute(plan, command)

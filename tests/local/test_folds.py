@@ -147,6 +147,11 @@ def test_a_finished_cross_validation_is_answered_from_disk(place: Path) -> None:
 
 def test_killed_in_the_second_fold_it_goes_on_there_and_ends_as_the_unbroken_one(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "set", tmp_path / "set")
+    with Running(tmp_path, *WORDS) as running:  # first asked to stop in the first fold
+        assert running.wait_until(lambda: list((tmp_path / "runs/x-fold0/checkpoints").glob("step-*/COMMIT.json")))
+        running.send(signal.SIGTERM)
+        paused = running.end()
+    assert paused.code == 75 and event(paused, "paused")["command"] == shlex.join(["sports-ray", *WORDS])
     with Running(tmp_path, *WORDS) as running:
         second = tmp_path / "runs/x-fold1/checkpoints"
         assert running.wait_until(lambda: list(second.glob("step-*/COMMIT.json")))
