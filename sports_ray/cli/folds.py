@@ -31,7 +31,9 @@ store. Exit codes: 0 done, 2 your mistake, 3 failed, 75 paused, 130 ended at onc
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--folds", "count", type=click.IntRange(min=2), default=5, show_default=True, metavar="K")
+@click.option(
+    "--folds", "count", type=click.IntRange(min=2), default=5, show_default=True, metavar="K", help="How many."
+)
 @click.option(
     "--score",
     type=click.Choice(["last", "best"]),
