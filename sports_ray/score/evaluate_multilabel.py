@@ -18,8 +18,10 @@ from sports_ray.score.tally import wilson
 
 RESAMPLES = 200
 WORST = 50
-MOST_VALUES = 20_000_000
+MOST_VALUES = 2_000_000
 """Probabilities of a column up to which an interval of its mAP is computed."""
+_AT_ONCE = 4_000_000
+"""Counts of resampled images in memory at once."""
 
 
 def evaluate_multilabel(
@@ -46,7 +48,7 @@ def evaluate_multilabel(
     ]
     best = best_single or _best_of(entries)
     right = {name: (chosen(rows, thresholds[name]) == targets).all(1) for name, rows in tables.items()}
-    samples = _samples(targets, {name: tables[name] for name in tables})
+    samples = _samples(targets, tables)
     for entry in entries:
         name = entry["name"]
         entry["map_interval"] = _interval(samples.get(name))
@@ -105,30 +107,36 @@ def _samples(targets: Bools, tables: Mapping[str, Floats]) -> dict[str, Vector]:
     return {name: _resampled_maps(rows, targets, draws) for name, rows in tables.items()}
 
 
-def _resampled_maps(rows: Floats, targets: Bools, draws: Sequence[NDArray[np.int64]]) -> Vector:
+def _resampled_maps(rows: Floats, targets: Bools, draws: Sequence[NDArray[np.integer[Any]]]) -> Vector:
     """mAP where image i counts draws[r][i] times, [R]: as `average_precisions` of the repeated rows."""
     ranked = np.where(sound_rows(rows)[:, None], rows, -1.0)
-    order = np.argsort(-ranked, axis=0, kind="stable")
-    scores, hits = np.take_along_axis(ranked, order, 0), np.take_along_axis(targets, order, 0)
-    ends = _ends(scores)
-    found = []
-    for draw in draws:
-        weight = draw[order]
-        seen, gained = np.cumsum(weight, 0), weight * hits
-        held = np.cumsum(gained, 0)
-        precision = np.take_along_axis(held, ends, 0) / np.maximum(1, np.take_along_axis(seen, ends, 0))
-        with np.errstate(invalid="ignore"):
-            found.append(mean_of_defined((gained * precision).sum(0) / np.where(held[-1], held[-1], np.nan)))
-    return np.array(found)
+    counts = np.stack(draws, axis=1).astype(np.int32)
+    shown = [k for k in range(targets.shape[1]) if targets[:, k].any()]
+    found = [_resampled_precisions(ranked[:, k], targets[:, k], counts) for k in shown]
+    return np.array([mean_of_defined(values) for values in np.array(found).reshape(len(shown), len(draws)).T])
+
+
+def _resampled_precisions(scores: Floats, targets: Bools, counts: NDArray[np.int32]) -> Vector:
+    """Average precision of one class in each resample, [R], of counts [N, R]; NaN where it drew no positive."""
+    order = np.argsort(-scores, kind="stable")
+    places = np.flatnonzero(targets[order])
+    ends = _ends(scores[order])[places]  # equal scores share the threshold of their last
+    last_hit = np.searchsorted(places, ends, side="right") - 1
+    parts = []
+    # A row holds all resamples of an image: rows are copied and added whole.
+    for part in np.array_split(counts, max(1, counts.size // _AT_ONCE), axis=1):
+        weight = part[order]
+        seen, own = np.cumsum(weight, axis=0, dtype=np.int32), weight[places]
+        held = np.cumsum(own, axis=0, dtype=np.int32)
+        precision = held[last_hit] / np.maximum(1, seen[ends])
+        parts.append((own * precision).sum(0) / np.where(held[-1] > 0, held[-1], np.nan))
+    return np.concatenate(parts)
 
 
 def _ends(scores: Floats) -> NDArray[np.int64]:
-    """Row of the last of the scores that equal each one, int64 [N, K]; scores fall in each column."""
-    count = len(scores)
-    last = np.ones(scores.shape, dtype=bool)
-    last[:-1] = scores[:-1] != scores[1:]
-    places = np.where(last, np.arange(count)[:, None], count)
-    return np.asarray(np.minimum.accumulate(places[::-1], axis=0)[::-1])
+    """Place of the last of the scores that equal each one, int64 [N]; scores fall."""
+    last = np.flatnonzero(np.append(np.diff(scores) != 0, True))
+    return last[np.searchsorted(last, np.arange(len(scores)))]
 
 
 def _interval(samples: Vector | None) -> list[float] | None:
