@@ -30,6 +30,8 @@ from sports_ray.model.optim import create_optimizer
 
 WARM_UP = 2
 LEAST_STEPS = 3
+BUSY = 0.5
+"""Processes a core before the first measurement, from which on it is said."""
 LONG = 10.0
 """Seconds of a step, from which on one is warm-up enough and one is measured."""
 PURPOSES = {
@@ -73,6 +75,8 @@ class Architecture:
     """Images of a step, where it was measured."""
     precision: str = ""
     device: str = ""
+    load: float = 0.0
+    """Processes that ran or waited for a core in the minute before, each core's share; near 1 and above it was busy."""
     why_not: str = ""
     """Why there is no speed."""
 
@@ -132,7 +136,8 @@ def measured(
     if device.type == "cpu":
         keep_freed_memory()
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    facts = {"precision": "bf16" if bf16 else "fp32", "device": _device_name(device)}
+    load = round(os.getloadavg()[0] / (os.cpu_count() or 1), 2) if hasattr(os, "getloadavg") else 0.0
+    facts = {"precision": "bf16" if bf16 else "fp32", "device": _device_name(device), "load": load}
     while True:
         say(f"{row.alias or row.name}: {batch} images of {row.size} px at once")
         try:
@@ -219,6 +224,8 @@ def footnotes(rows: list[Architecture]) -> Iterator[str]:
         batches = sorted({row.batch for row in rows if row.batch})
         words = ", ".join(map(str, batches))
         yield f"training, evaluation: images per second on {'; '.join(devices)}, {words} images at once, after a warm-up"
+    if rows and rows[0].load > BUSY:
+        yield f"the machine was busy ({rows[0].load:.1f} processes a core): speeds are too low, measure again when it is not"
     known = [row for row in rows if row.top1 is not None]
     if known:
         yield "top-1: on ImageNet-1k, as torchvision publishes it for the same weights file"

@@ -41,7 +41,9 @@ def models(
     """
     if measure or as_markdown:
         from sports_ray.cli.architectures import show_architectures
+        from sports_ray.orchestrate.cluster import prepare_environment
 
+        prepare_environment()  # before torch is imported: threads are then those of a training
         show_architectures(filters or tuple(_recommended()), measure, seconds, batch, as_json)
         return
     names = {name: full for each in filters for name, full in _matching(each).items()} if filters else _recommended()

@@ -57,9 +57,9 @@ def _skipped(patient: Patient) -> Check:
     skipped, steps = patient.progress.skipped, max(1, patient.progress.step)
     if skipped <= max(SKIPPED * steps, 20 if patient.learner.precision == "fp16" else 0):
         return _Run("steps", f"{steps:,}, {skipped} skipped")
-    got = f"{skipped} of {steps:,} steps were skipped: loss or gradient was not finite"
+    got = f"{skipped} of {steps:,} steps were skipped"
     cure = f"--set optim.lr={patient.lr / 10:.1g}, --set optim.clip=1, or --precision bf16"
-    return _Run("exploding gradients", got, "bad", f"at most {SKIPPED:.0%}", cure)
+    return _Run("loss or gradients not finite", got, "bad", f"at most {SKIPPED:.0%}", cure)
 
 
 def _finite(patient: Patient) -> Check:

@@ -26,6 +26,8 @@ KNOWS = 0.75
 """Accuracy on training photographs, as evaluation sees them, from which on labels are judged."""
 SHARE, LEAST = 0.03, 3
 """Contradicted photographs from which on they are told: of those looked at, and in all."""
+EXCHANGED = 0.7
+"""Share of a class of validation that has to look like another one."""
 OF_A_CLASS = 3
 """Photographs of validation that a class needs to be judged."""
 
@@ -37,12 +39,12 @@ def check_labels(patient: Patient) -> Iterator[Check]:
     train, val = patient.pictures("train"), patient.pictures("val")
     weights = _better(patient)
     probabilities = [torch.softmax(patient.logits(each, weights), 1) for each in (train, val)]
-    yield from _exchanged(patient, probabilities, [train.labels, val.labels])
     probs = probabilities[0]
     accuracy = float((probs.argmax(1) == train.labels).float().mean())
     if accuracy < KNOWS:
         yield _Run("labels", f"not judged: the run knows {accuracy:.0%} of its training photographs so far")
         return
+    yield from _exchanged(patient, probabilities, [train.labels, val.labels])
     rows = contradicted(probs, train.labels)
     if len(rows) < max(LEAST, SHARE * len(train.labels)):
         yield _Run(
@@ -80,7 +82,7 @@ def _exchanged(patient: Patient, probabilities: list[Tensor], labels: list[Tenso
             continue
         counts = torch.bincount(val, minlength=len(classes))
         other = int(counts.argmax())
-        if other != label and int(counts[other]) > 0.5 * len(val):
+        if other != label and int(counts[other]) >= EXCHANGED * len(val):
             found.append(
                 f"{classes[label]} of validation is {classes[other]} of train in {int(counts[other])} of {len(val)}"
             )

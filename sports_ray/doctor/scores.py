@@ -15,6 +15,7 @@ from sports_ray.config import ImageSpec
 from sports_ray.doctor.check import Check
 from sports_ray.doctor.patient import Patient, Pictures
 from sports_ray.errors import RunError
+from sports_ray.score.tally import LOSS_CAP
 from sports_ray.store.commit import read_commit
 
 TOLERANCE = 0.02
@@ -43,13 +44,12 @@ def check_scores(patient: Patient) -> Iterator[Check]:
 
 
 def nats(logits: Tensor, labels: Tensor) -> Tensor:
-    """float32 [n]: negative log-likelihood of each image (multi-label: its mean over classes); large where a logit is not
-    finite."""
+    """float32 [n]: negative log-likelihood of each image (multi-label: its mean over classes); as `tally` counts it."""
     if labels.ndim == 2:
         losses = functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(1)
     else:
         losses = functional.cross_entropy(logits, labels, reduction="none")
-    return torch.nan_to_num(losses, nan=1e3, posinf=1e3)
+    return torch.nan_to_num(losses, nan=LOSS_CAP, posinf=LOSS_CAP).clamp(max=LOSS_CAP)
 
 
 def _evaluated(patient: Patient) -> tuple[dict[str, Any], dict[str, Tensor]] | None:

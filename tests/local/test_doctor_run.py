@@ -271,6 +271,34 @@ def test_folders_that_are_exchanged_in_validation_are_named(place: Path, tmp_pat
     assert f"{first.name} of validation is {second.name} of train" in found.got
 
 
+@pytest.mark.long
+def test_a_run_whose_steps_explode_is_named_with_its_skipped_steps_and_its_rate(place: Path, tmp_path: Path) -> None:
+    settings = SHORT | {"model__name": "test_vit", "data__image_size": 64, "loop__max_nonfinite": 1000}
+    sgd = {"optim__name": "sgd", "optim__lr": 50.0, "optim__clip": 0.0}
+    findings = trained(place, tmp_path, "run", **settings | sgd)
+    assert " of 16 steps were skipped" in named(findings, "loss or gradients not finite").got
+    assert "--set optim.lr=5" in named(findings, "exploding gradients").cure
+    assert named(findings, "learning rate too high").severity == "bad"
+
+
+@pytest.mark.long
+def test_a_rate_that_is_high_but_learns_deserves_a_look(place: Path, tmp_path: Path) -> None:
+    findings = trained(place, tmp_path, "run", **PLAIN, optim__lr=1.0)
+    assert named(findings, "learning rate too high").severity == "look"
+
+
+@pytest.mark.long
+def test_labels_drawn_by_lot_are_not_blamed_on_the_rate(place: Path, tmp_path: Path) -> None:
+    draw, classes = random.Random(1), sorted(path.name for path in (place / "set/train").iterdir())
+    for number, path in enumerate(sorted((place / "set/train").glob("*/*.jpg"))):
+        target = tmp_path / "set/train" / draw.choice(classes) / f"{number}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    shutil.copytree(place / "set/val", tmp_path / "set/val")
+    (found,) = trained(tmp_path, tmp_path, "run", **PLAIN)
+    assert found.what == "does not learn, and no other rate would help" and "look at the labels" in found.cure
+
+
 def test_a_micro_batch_that_was_halved_is_told(place: Path, tmp_path: Path) -> None:
     """As a run leaves it that ran out of memory; the real thing is in the long form."""
     shutil.copytree(place / "healthy", tmp_path / "run")
