@@ -29,7 +29,7 @@ def lead(evaluation: EvaluationRecord) -> Html:
     versus = shown.get("against_best")
     if isinstance(versus, Mapping):
         text += [" Against the best single model, ", el("b", best), f", {points(versus.get('map_difference'))} points"]
-        text += [f", interval {span(versus.get('map_interval'))}."]
+        text += [f", interval {_signed(versus.get('map_interval'))}."]
     tiles = (
         tile(percent(shown.get("map")), "mAP", span(shown.get("map_interval"))),
         tile(decimal(shown.get("f1_macro")), "macro F1", f"micro {decimal(shown.get('f1_micro'))}"),
@@ -37,6 +37,10 @@ def lead(evaluation: EvaluationRecord) -> Html:
         tile(percent(shown.get("subset")), "whole sets right", span(shown.get("subset_interval"))),
     )
     return join(el("p", *text, class_="verdict"), el("div", *tiles, class_="tiles"))
+
+
+def _signed(interval: Any) -> str:
+    return f"[{points(interval[0])}, {points(interval[1])}]" if interval else NOTHING
 
 
 def sections(evaluation: EvaluationRecord, seer: Seer | None) -> list[Section | None]:
@@ -75,9 +79,8 @@ def _candidate(one: Facts, best: Any) -> list[Child]:
     versus, tta = one.get("against_best"), one.get("tta")
     against: Child = "the best single" if one["name"] == best else NOTHING
     if isinstance(versus, Mapping):
-        interval = versus.get("map_interval")
-        ends = f" [{points(interval[0])}, {points(interval[1])}]" if interval else ""
-        against = el("span", points(versus.get("map_difference")), el("small", ends))
+        ends = el("small", f" {_signed(versus.get('map_interval'))}")
+        against = el("span", points(versus.get("map_difference")), ends)
     tags = [str(one.get("kind") or ""), "" if tta in (None, "", "none") else f"TTA {tta}"]
     name = el("div", el("b", one["name"]), el("small", " · ".join(tag for tag in tags if tag)), class_="name")
     return [
@@ -110,8 +113,9 @@ def classes(evaluation: EvaluationRecord) -> Section:
     )
     rows: list[list[Child]] = [
         [
-            names[i], count(columns["support"][i]), count(train[i]), percent(columns["ap"][i]), percent(columns["precision"][i]),
-            percent(columns["recall"][i]), decimal(columns["f1"][i]), decimal(columns["threshold"][i]),
+            names[i], _whole(columns["support"][i]), _whole(train[i]), percent(columns["ap"][i]),
+            percent(columns["precision"][i]), percent(columns["recall"][i]), decimal(columns["f1"][i]),
+            decimal(columns["threshold"][i]),
         ]
         for i in [*order, *(i for i in range(len(names)) if i not in set(seen))]
     ]  # fmt: skip
@@ -122,6 +126,10 @@ def classes(evaluation: EvaluationRecord) -> Section:
         folded("All figures", table(head, rows, "plain"), is_open=len(names) <= 20),
     )
     return Section("Classes", body, (chart,))
+
+
+def _whole(value: float | None) -> str:
+    return NOTHING if value is None else count(int(value))
 
 
 def _column(entry: Facts, key: str, size: int) -> list[float | None]:

@@ -178,6 +178,9 @@ def test_the_page_shows_classes_thresholds_and_wrong_sets_and_asks_for_nothing(e
         assert said in words, said
     assert len(Page.of(text).all("img")) > 3 and (evaluated / "plots" / "classes.png").stat().st_size > 1000
     assert "Training of run" in words and "mAP on validation" in words
+    shown = json.loads((evaluated / "scores.json").read_text())["candidates"][-1]["per_class"]
+    for name, images, ap in zip(CLASSES, shown["support"], shown["ap"], strict=True):
+        assert f"{name} {images} " in words and f"{100 * ap:.1f} %" in words
 
 
 def test_predictions_name_the_chosen_labels_and_every_probability(
