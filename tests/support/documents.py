@@ -199,6 +199,8 @@ def small(words: list[str]) -> list[str]:
             rest[index] = ",".join(MODELS.get(one, one) for one in word.split(","))
         if index and rest[index - 1] == "--minutes":
             rest[index] = "0.3"
+        if index and rest[index - 1] == "--samples":
+            rest[index] = "1"
     added = list(ADDED.get(name, ()))
     recipes = [rest[index + 1] for index, word in enumerate(rest) if word == "--recipe"]
     if name in ("train", "folds"):
