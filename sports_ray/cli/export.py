@@ -22,7 +22,7 @@ Formats, and what they need besides sports-ray:
   pt2          nothing (torch.export)
   torchscript  nothing; PyTorch calls it deprecated
   tflite       pip install 'sports-ray[tflite]'; one image at a time
-  savedmodel   pip install 'sports-ray[savedmodel]'
+  savedmodel   pip install 'sports-ray[savedmodel]'; one image at a time
 
 \b
 Examples:

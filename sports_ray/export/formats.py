@@ -66,7 +66,13 @@ FORMATS = {
         Format("onnx", ".onnx", "sports_ray.export.to_onnx:Onnx", ("onnx", "onnxscript", "onnxruntime")),
         Format("pt2", ".pt2", "sports_ray.export.to_torch:ExportedProgram"),
         Format("torchscript", ".pt", "sports_ray.export.to_torch:TorchScript"),
-        Format("savedmodel", "", "sports_ray.export.to_tensorflow:SavedModel", ("litert_torch", "tensorflow")),
+        Format(
+            "savedmodel",
+            "",
+            "sports_ray.export.to_tensorflow:SavedModel",
+            ("litert_torch", "tensorflow"),
+            dynamic=False,
+        ),
         Format(
             "tflite", ".tflite", "sports_ray.export.to_litert:TfLite", ("litert_torch", "ai_edge_litert"), dynamic=False
         ),

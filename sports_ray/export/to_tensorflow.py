@@ -24,14 +24,16 @@ EXTRA = "assets.extra"
 
 
 class SavedModel:
-    """With the signature serving_default: images -> logits."""
+    """One image at a time, with the signature serving_default: images -> logits.
+
+    For a batch of any size the lowering to StableHLO fails: it asks for shapes that are numbers."""
 
     def convert(self, model: nn.Module, size: int, dynamic: bool, about: str, path: Path) -> None:
         lowered = exported_program_to_mlir(program(model, size, dynamic), inline_constants=False)
         module = tf.Module()
         module.weights = tf_integration._build_tf_state_dict(lowered)  # held by the module, or they are not saved
         call = tf_integration._wrap_as_tf_func(lowered, module.weights)
-        shape = tf.TensorSpec([None if dynamic else 1, 3, size, size], tf.float32, name=INPUT)
+        shape = tf.TensorSpec([1, 3, size, size], tf.float32, name=INPUT)
 
         def serve(images: Any) -> dict[str, Any]:
             return {OUTPUT: call(images)[0]}

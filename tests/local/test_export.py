@@ -54,7 +54,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     photographs(folder / "set", 12, split="val")
     paths = sorted(path.relative_to(folder / "set") for path in (folder / "set").rglob("*.jpg"))
     rows = [(str(path), CLASSES.index(path.parent.name), "val") for path in paths]
-    make_member(folder / "runs", "a", seed=1, manifest=listed(folder / "set", rows))
+    lively(folder / "runs", "a", seed=1, manifest=listed(folder / "set", rows))
+    return folder
+
+
+def lively(store: Path, name: str, **how: Any) -> Path:
+    """A member all of whose weights matter.
+
+    timm draws the last normalisation of a residual branch as zero: converters leave such branches out, and files agree
+    whatever they hold."""
+    folder = make_member(store, name, **how)
+    run_dir = RunDir.open(open_storage(str(store)), name)
+    tensors, sidecar = run_dir.read_weights("best")
+    generator = torch.Generator().manual_seed(5)
+    for tensor in tensors.values():
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.2)
+    run_dir.publish_weights("best", tensors, sidecar)
     return folder
 
 
@@ -117,7 +133,7 @@ def test_the_page_s_program_finds_the_class_that_predict_finds(place: Path, tmp_
     assert sports_ray(tmp_path, "export", run, "--format", "onnx", "--output", "model.onnx", "--check", "2").code == 0
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
-    for number in range(3):
+    for number in range(2):
         soft = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)).resize(
             (90, 70), Image.Resampling.BICUBIC
         )
@@ -153,18 +169,17 @@ class Tampered:
         return self.converter.load(path)
 
 
-@pytest.mark.parametrize(
-    "change", [{"weight": 0.3}, {"weight": float("nan")}, {"mean": 0.01}], ids=["weight", "nan", "mean"]
-)
-def test_a_file_that_is_not_the_original_is_not_written(place: Path, tmp_path: Path, change: dict[str, float]) -> None:
-    member, place_of = find_member("a", str(place / "runs")), tmp_path / "model.pt"
-    place_of.write_bytes(b"what was there before")
-    with pytest.raises(ExportError, match="does not compute what|describes itself wrongly"):
-        export(member, Tampered(FORMATS["torchscript"].converter(), **change), place_of, images=4)
+def test_a_file_that_is_not_the_original_is_not_written(place: Path, tmp_path: Path) -> None:
+    member, output = find_member("a", str(place / "runs")), tmp_path / "model.pt"
+    output.write_bytes(b"what was there before")
+    with pytest.raises(ExportError, match="does not compute what the original does; got logits that differ by"):
+        export(member, Tampered(FORMATS["torchscript"].converter(), weight=0.3), output, images=4)
+    with pytest.raises(ExportError, match="describes itself wrongly"):
+        export(member, Tampered(FORMATS["torchscript"].converter(), mean=0.01), output, images=4)
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
-    assert place_of.read_bytes() == b"what was there before"
-    export(member, Tampered(FORMATS["torchscript"].converter()), place_of, images=4)
-    assert place_of.stat().st_size > 10_000
+    assert output.read_bytes() == b"what was there before"
+    export(member, Tampered(FORMATS["torchscript"].converter()), output, images=4)
+    assert output.stat().st_size > 1_000_000
 
 
 @pytest.mark.parametrize(("words", "text"), [
@@ -212,7 +227,7 @@ def test_raw_weights_are_those_of_the_published_step(tmp_path: Path) -> None:
     ("swinv2_cr_tiny_ns_224", 224), ("convnext_atto", 96),
 ])  # fmt: skip
 def test_other_architectures_agree_too(tmp_path: Path, model: str, side: int, name: str) -> None:
-    make_member(tmp_path / "runs", "a", model=model, size=side, seed=3)
+    lively(tmp_path / "runs", "a", model=model, size=side, seed=3)
     chosen = FORMATS[name]
     words = ["export", "a", "--format", name, "--output", f"model{chosen.suffix}", "--check", "8"]
     shown = sports_ray(tmp_path, *words, *["--dynamic-batch"] * chosen.dynamic, timeout=200)
