@@ -53,6 +53,7 @@ def test_speeds_are_measured_here_and_shown_as_a_table(tmp_path: Path) -> None:
     assert "test_vit: 2 images of 160 px at once" in done.err and "ray" not in done.imported
 
 
+@pytest.mark.long
 def test_the_markdown_table_says_what_is_left_out(tmp_path: Path) -> None:
     done = shell(tmp_path, "models", "test_resnet", "regnety_004.tv2_in1k", "--markdown")
     lines = done.out.splitlines()
