@@ -70,6 +70,7 @@ def test_killed_worker_is_replaced_and_no_bit_is_lost(
         assert os.sched_getscheduler(0) == os.SCHED_OTHER, "the driver itself stays as it was"
 
 
+@pytest.mark.long
 def test_two_workers_killed_once_equal_two_workers_unbroken(ray_session: None, photos: Path, tmp_path: Path) -> None:
     whole = small_config(photos, tmp_path, "whole", cluster__workers="2", loop__epochs=24)
     train_on_ray(make_plan(whole), lambda event: None)

@@ -38,6 +38,7 @@ def assert_one_history(config: TrainConfig, unbroken: dict[str, bytes]) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.long
 def test_of_two_drivers_started_at_once_one_trains_and_one_is_refused(
     photos: Path, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
