@@ -85,8 +85,8 @@ def test_budget_ends_the_command_also_where_nothing_looks_at_the_clock(place: Pa
     with Running(tmp_path, *words("stuck", "--time-budget", f"{budget:.2f}s", "--set", "data.cache_gb=0")) as run:
         assert run.wait_until(lambda: run.steps >= 3)
         for path in (tmp_path / "set").glob("train/*/*"):
-            path.unlink()
-            os.mkfifo(path)
+            os.mkfifo(tmp_path / "pipe")
+            os.replace(tmp_path / "pipe", path)  # in one step: a reader never finds it missing
         shown = run.end()
         lived = time.monotonic() - run.begun
     assert shown.code == 75 and not shown.err, shown.err
