@@ -64,17 +64,32 @@ def assert_no_commit_is_lost(config: TrainConfig) -> list[int]:
     return starts
 
 
-@pytest.mark.timeout(240)
-def test_killed_node_is_replaced_and_no_bit_is_lost(photos: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
-    config = two_workers(photos, tmp_path)
+@pytest.mark.timeout(300)
+def test_killed_node_is_replaced_and_one_that_gives_notice_loses_not_one_step(
+    photos: Path, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    config = two_workers(photos, tmp_path, store__every_steps=8)
     with Nodes(2) as nodes, Driver(config, nodes.environment) as driver:
-        driver.until("evaluated", step=40)
+        driver.until("evaluated", step=24)
         nodes.kill(nodes.nodes[0])
         nodes.add()
         assert driver.until("restart")["reason"] == "a node was lost"
+        begun = driver.until("start")["step"]
+        driver.until("evaluated", step=begun + 8)
+        leaving = nodes.nodes[0]
+        nodes.drain(leaving, seconds=30)
+        nodes.add()
+        driver.until("preempted")
+        assert driver.until("restart")["reason"] == "a node is going away"
+        nodes.kill(leaving)
         assert driver.end() == 0, driver.errors
     assert results(config) == unbroken
-    assert len(assert_no_commit_is_lost(config)) == 2
+    assert len(assert_no_commit_is_lost(config)) == 3
+    timings = make_plan(config).run_dir.read_timings()
+    (stopped, _), (_, _, again) = (
+        [line["step"] for line in timings if line["kind"] == kind] for kind in ("end", "start")
+    )
+    assert again == stopped > begun, "not one step was lost"
 
 
 @pytest.mark.long
@@ -89,26 +104,6 @@ def test_silent_node_is_replaced_and_no_bit_is_lost(photos: Path, unbroken: dict
         assert driver.end() == 0, driver.errors
     assert results(config) == unbroken
     assert len(assert_no_commit_is_lost(config)) == 2
-
-
-@pytest.mark.timeout(240)
-def test_notice_of_preemption_is_a_commit_in_time_and_no_failure(
-    photos: Path, unbroken: dict[str, bytes], tmp_path: Path
-) -> None:
-    config = two_workers(photos, tmp_path, store__every_steps=1000)
-    with Nodes(2) as nodes, Driver(config, nodes.environment) as driver:
-        driver.until("evaluated", step=40)
-        node = nodes.nodes[1]
-        nodes.drain(node, seconds=30)
-        nodes.add()
-        driver.until("preempted")
-        assert driver.until("restart")["reason"] == "a node is going away"
-        nodes.kill(node)
-        assert driver.end() == 0, driver.errors
-    assert results(config) == unbroken
-    timings = make_plan(config).run_dir.read_timings()
-    (stopped, _), (_, again) = ([line["step"] for line in timings if line["kind"] == kind] for kind in ("end", "start"))
-    assert again == stopped > 0, "not one step was lost"
 
 
 @pytest.mark.long
@@ -130,15 +125,6 @@ def test_elastic_run_goes_on_with_what_there_is_and_grows_back(photos: Path, tmp
     assert starts == sorted(starts) and len(starts) == 3
     history = [line["step"] for line in make_plan(config).run_dir.read_metrics()]
     assert history == [4 * (epoch + 1) for epoch in range(4 * EPOCHS)], "each evaluation is in the history once"
-
-
-@pytest.mark.timeout(120)
-def test_cluster_without_room_is_an_error_with_a_deadline(photos: Path, tmp_path: Path) -> None:
-    config = two_workers(photos, tmp_path, cluster__start_timeout=6)
-    with Nodes(1) as nodes, Driver(config, nodes.environment) as driver:
-        assert driver.end() == 3
-        assert "no worker started within cluster.start_timeout = 6 s; got a cluster with 1 CPU" in driver.errors
-        assert "wanted 2 workers with 1 CPU each; cure: fewer --workers, more nodes" in driver.errors
 
 
 @pytest.mark.long

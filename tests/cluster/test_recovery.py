@@ -21,7 +21,7 @@ from tests.support.driver import Driver
 from tests.support.nodes import named_below
 from tests.support.runs import results, small_config, train_in_child
 
-EPOCHS = 36  # 144 steps: long enough to be killed in the middle
+EPOCHS = 24  # 96 steps: long enough to be killed in the middle, twice
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +81,22 @@ def test_two_workers_killed_once_equal_two_workers_unbroken(ray_session: None, p
     assert results(broken) == results(whole)
 
 
-def test_killed_driver_goes_on_with_the_same_command(photos: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_driver_is_followed_by_the_same_command_and_its_killed_controller_is_replaced(
+    photos: Path, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
     config = ray_config(photos, tmp_path, loop__epochs=EPOCHS)
     with Driver(config, {}) as driver:
         driver.until("evaluated")
         driver.process.kill()
         assert driver.process.wait(30) == -signal.SIGKILL
     with Driver(config, {}) as driver:
-        assert next(event["step"] for event in driver.events() if event["kind"] == "start") > 0
+        first = driver.until("start")["step"]
+        assert first > 0, "it went on from a commit"
+        driver.until("evaluated", step=first + 12)
+        (controller,) = named_below(driver.process.pid, "ray::TrainController")
+        os.kill(controller, signal.SIGKILL)
+        assert driver.until("restart")["reason"] == "the training's controller died"
+        assert driver.until("start")["step"] > first, "it went on from a commit"
         assert driver.until("evaluated", step=4 * EPOCHS) and driver.process.wait(60) == 0
     assert results(config) == unbroken
 
@@ -105,18 +113,14 @@ def test_error_that_no_retry_mends_ends_the_run_at_once(ray_session: None, photo
     assert starts.count("workers") == 1, "it was tried again"
 
 
-def test_killed_controller_is_replaced_and_no_bit_is_lost(
-    photos: Path, unbroken: dict[str, bytes], tmp_path: Path
-) -> None:
-    config = ray_config(photos, tmp_path, loop__epochs=EPOCHS)
-    with Driver(config, {}) as driver:
-        driver.until("evaluated", step=40)
-        (controller,) = named_below(driver.process.pid, "ray::TrainController")
-        os.kill(controller, signal.SIGKILL)
-        assert driver.until("restart")["reason"] == "the training's controller died"
-        assert driver.until("start")["step"] > 0, "it went on from a commit"
-        assert driver.until("evaluated", step=4 * EPOCHS) and driver.process.wait(60) == 0
-    assert results(config) == unbroken
+def test_cluster_without_room_is_an_error_with_a_deadline(ray_session: None, photos: Path, tmp_path: Path) -> None:
+    plan = make_plan(small_config(photos, tmp_path, cluster__workers="3", cluster__start_timeout=4))
+    with pytest.raises(TrainingError) as caught:
+        train_on_ray(plan, lambda event: None)
+    assert "no worker started within cluster.start_timeout = 4 s; got a cluster with 2 CPU, free 2 CPU" in str(
+        caught.value
+    )
+    assert "wanted 3 workers with 1 CPU each; cure: fewer --workers, more nodes" in str(caught.value)
 
 
 @pytest.mark.long
