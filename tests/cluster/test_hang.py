@@ -93,7 +93,7 @@ def test_ranks_that_wait_for_each_other_for_ever_are_replaced(photos: Path, tmp_
     with Driver(whole, {}) as driver:
         assert driver.end() == 0, driver.errors
     config = hang_config(photos, tmp_path, cluster__workers="2")
-    with Driver(config, {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "200"}) as driver:
+    with Driver(config, {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20"}) as driver:
         driver.until("evaluated", step=40)
         first = driver.all("start")[0]["pid"]
         (other,) = set(named_below(driver.process.pid, "ray::RayTrainWorker")) - {first}
