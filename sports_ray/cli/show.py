@@ -116,6 +116,7 @@ class PlainShow:
         if event["kind"] == "evaluated":
             print(evaluation_line(event), file=self._out, flush=True)
         elif line := restart_line(event):
+            self._began(event)
             print(line, file=self._out, flush=True)
         elif event["kind"] == "step":
             left = self._pace.left(event["step"], event["total_steps"])
@@ -128,6 +129,11 @@ class PlainShow:
                     file=self._out,
                     flush=True,
                 )
+
+    def _began(self, event: Mapping[str, Any]) -> None:
+        """A training begins, the first one or another: what was before it says nothing of its time."""
+        if event["kind"] == "start":
+            self._pace = Pace()
 
     def close(self) -> None:
         self._out.flush()
@@ -156,9 +162,15 @@ class LiveShow(PlainShow):
                 self._best = f"best {score_of(event):.3f} (epoch {event['epoch']})"
             self._above(evaluation_line(event))
         elif line := restart_line(event):
+            self._began(event)
             self._above(line)
         elif event["kind"] == "step":
             self._update(event)
+
+    def _began(self, event: Mapping[str, Any]) -> None:
+        super()._began(event)
+        if event["kind"] == "start" and not event["step"]:
+            self._best = ""
 
     def _above(self, line: str) -> None:
         (self._bar.console if self._bar else self._console).print(_escape(line))

@@ -4,10 +4,12 @@ terminal for its commands too."""
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
 
+from sports_ray.cli.show import PlainShow
 from sports_ray.data.demo import draw_demo
 from tests.support.members import make_member, photographs
 from tests.support.shell import sports_ray
@@ -44,6 +46,20 @@ def test_on_a_terminal_a_bar_shows_speed_loss_the_best_score_and_the_time_left(p
     assert "\x1b[?25l" in shown and shown.count("\x1b[?25h") >= shown.count("\x1b[?25l"), "the cursor stays hidden"
     for epoch in range(1, EPOCHS + 1):
         assert len(re.findall(rf"^.*epoch {epoch}: train loss", text, re.MULTILINE)) == 1
+
+
+def test_time_left_of_a_second_training_counts_from_its_own_start(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sports_ray.cli.show.PLAIN_SECONDS", 0.0)
+    show = PlainShow()
+    for steps in ((1,), (1, 2)):
+        show.event({"kind": "start", "step": 0, "total_steps": 11, "precision": "fp32"})
+        for step in steps:
+            told = {"step": step, "total_steps": 11, "epoch": 1, "epochs": 1, "images_per_second": 9.0, "loss": 1.0}
+            show.event({"kind": "step", **told})
+        time.sleep(0.5)  # a pause between two trainings: over one step it would be five seconds more to wait
+    assert capsys.readouterr().out.splitlines()[-1].endswith("0:00 left")
 
 
 def test_in_a_pipe_and_in_a_notebook_the_same_run_is_plain_lines(place: Path) -> None:
