@@ -80,8 +80,7 @@ def test_no_session_overruns_its_budget_and_the_run_ends_with_the_bytes_of_the_u
 def test_budget_ends_the_command_also_where_nothing_looks_at_the_clock(place: Path, tmp_path: Path) -> None:
     """A photograph that is never read to its end: the engine hangs, the watchdog is patient, the budget is not."""
     draw_demo(tmp_path / "set", classes=2, per_class=8, size=40)
-    ready = start_up(place)
-    budget = ready + 3.5
+    budget = 2 * start_up(place) + 4.0
     with Running(tmp_path, *words("stuck", "--time-budget", f"{budget:.2f}s", "--set", "data.cache_gb=0")) as run:
         assert run.wait_until(lambda: run.steps >= 3)
         for path in (tmp_path / "set").glob("train/*/*"):
