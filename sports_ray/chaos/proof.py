@@ -31,7 +31,7 @@ SAVE_SECONDS = 0.03
 _STEPS = ("start", "step", "evaluated")
 LEAST_PATIENCE = 180.0
 """Seconds after which a training without an end counts as hung, if twenty unbroken runs take less."""
-GONE_SECONDS = 20.0
+GONE_SECONDS = 60.0
 """How long Ray's processes may take to see that their driver is dead."""
 
 
