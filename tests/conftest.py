@@ -21,6 +21,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(folder if folder == "cluster" else f"{folder}/{item.path.stem}"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    """Several threads for small tensors are slow, and many times slower where others use the cores too.
+
+    Sums are then also in the order of ranks and of other children, which have one thread each."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def photographs() -> Path:
     """Folder of real sports photographs, from SPORTS_RAY_PHOTOS or beside the checkout; skips where it is absent."""

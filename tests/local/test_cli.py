@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,18 @@ def test_recipes_are_listed_and_shown(tmp_path: Path) -> None:
     names = {item["name"] for item in json.loads(sports_ray(tmp_path, "recipes", "--json").out)}
     assert "quick" in names
     assert sports_ray(tmp_path, "recipes", "quick").out.startswith("#")
+
+
+def test_unusual_files_are_read_in_a_fresh_process_too(tmp_path: Path) -> None:
+    """Image libraries register formats as they are used: what this process has loaded must not matter."""
+    draw_demo(tmp_path / "set", classes=2, per_class=4, size=32, dirty=True)
+    words = [sys.executable, "-m", "sports_ray", "data", "scan", str(tmp_path / "set"), "--json"]
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    answer = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=100)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == ""
+    report = json.loads(answer.stdout)
+    unreadable = [
+        item[0] for finding in report["findings"] if finding["kind"] == "unreadable" for item in finding["items"]
+    ]
+    assert unreadable == ["train/basketball/damaged.png"]

@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import torch
 from torch import Tensor
 
 from sports_ray.data.demo import draw_demo
@@ -55,11 +54,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_demo(folder / "set", classes=4, per_class=32, size=48, seed=3)
     assert train_in_child(small_config(folder / "set", folder, "healthy", **PLAIN)) == 0
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def doctored(store: Path, run: str) -> list[Check]:
@@ -126,6 +120,7 @@ def test_weights_that_are_not_finite_are_named(place: Path, tmp_path: Path) -> N
     assert "fc.bias at step" in named(harmed(place, tmp_path, not_finite), "exploded weights").got
 
 
+@pytest.mark.long
 def test_a_rate_that_is_too_low_is_named_with_a_better_one(place: Path, tmp_path: Path) -> None:
     found = named(trained(place, tmp_path, "low", **SHORT, optim__lr=1e-7), "learning rate too low")
     assert found.got.startswith("1e-07: ") and 1e-4 <= float(found.cure.partition("optim.lr=")[2].split()[0]) <= 0.1

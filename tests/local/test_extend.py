@@ -13,11 +13,8 @@ from sports_ray.cli.train import show_plan
 from sports_ray.config import TrainConfig
 from sports_ray.data.demo import draw_demo
 from sports_ray.orchestrate.plan import make_plan
-from tests.support.learners import one_thread  # noqa: F401
 from tests.support.runs import results, small_config, train_in_child
 from tests.support.shell import sports_ray
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS: dict[str, Any] = {
     "loop__epochs": 2,

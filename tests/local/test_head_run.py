@@ -16,10 +16,7 @@ from sports_ray.model.build import create, head_tensors
 from sports_ray.model.weights import load_weights
 from sports_ray.orchestrate.plan import make_plan
 from sports_ray.predict.member import find_member, load_model
-from tests.support.learners import one_thread  # noqa: F401
 from tests.support.runs import results, small_config, train_in_child
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 HEAD = "8-bn-dropout0.5-relu-linear"
 SETTINGS: dict[str, Any] = {

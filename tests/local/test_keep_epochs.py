@@ -17,10 +17,7 @@ from sports_ray.engine.world import World
 from sports_ray.orchestrate.plan import make_plan, write_record
 from sports_ray.store.commit import read_commit
 from sports_ray.store.storage import open_storage
-from tests.support.learners import one_thread  # noqa: F401
 from tests.support.runs import small_config, train_in_child
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 2
 """An epoch."""

@@ -22,10 +22,8 @@ from sports_ray.model.build import create, image_spec
 from sports_ray.orchestrate.plan import make_plan
 from sports_ray.store.commit import read_commit
 from sports_ray.store.storage import open_storage
-from tests.support.learners import assert_same_bits, one_thread  # noqa: F401
+from tests.support.learners import assert_same_bits
 from tests.support.runs import results, small_config, train_in_child
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 6
 """Three epochs of two steps."""

@@ -23,12 +23,9 @@ from sports_ray.model.build import create, image_spec
 from sports_ray.score.multilabel import fit_thresholds, sigmoid
 from sports_ray.store.commit import read_commit
 from sports_ray.store.storage import open_storage
-from tests.support.learners import one_thread  # noqa: F401
 from tests.support.pages import Page, assert_self_contained
 from tests.support.runs import commit_record, results, small_config, train_in_child
 from tests.support.shell import sports_ray
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = ["basketball", "cone", "dumbbell", "target"]
 SETTINGS: dict[str, Any] = {
@@ -114,7 +111,10 @@ def test_best_weights_are_those_of_the_best_map_with_thresholds_fitted_on_their_
     assert sidecar["thresholds"] == pytest.approx(fit_thresholds(sigmoid(logits), targets).tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize(("how", "look", "code"), [("kill_at", 2, -9), ("stop_at", 4, 75), ("kill_at", 9, -9)])
+@pytest.mark.parametrize(
+    ("how", "look", "code"),
+    [("kill_at", 2, -9), ("stop_at", 4, 75), pytest.param("kill_at", 9, -9, marks=pytest.mark.long)],
+)
 def test_run_cut_in_a_step_or_in_an_evaluation_equals_the_unbroken_run(
     things: Path, done: TrainConfig, tmp_path: Path, how: str, look: int, code: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""Each recipe as a user starts it, on drawn photographs, with a small model in the place of its own."""
+"""Each recipe as a user starts it, on drawn photographs, with a small model in the place of its own; one step of its own."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sports_ray.config import PhaseConfig, TrainConfig
 from sports_ray.data.demo import draw_demo
-from sports_ray.model.optim import learning_rate
+from sports_ray.model.build import create, head_parameters
+from sports_ray.model.loss import mixed_cross_entropy
+from sports_ray.model.optim import create_optimizer, learning_rate
 from sports_ray.orchestrate.local import train_here
 from sports_ray.orchestrate.plan import make_plan
 from sports_ray.predict.member import find_member, load_model
 from sports_ray.recipe import build_config, config_to_dict, recipe_names
 from sports_ray.store.commit import list_commits
 from sports_ray.store.storage import open_storage
-from tests.support.learners import one_thread  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 2
 """An epoch: 16 photographs."""
@@ -50,6 +49,16 @@ IN_SHORT = {
 }
 """Of each system at least one; the others are variants of these, and tried in the long form."""
 NAMES = [name if name in IN_SHORT else pytest.param(name, marks=pytest.mark.long) for name in recipe_names()]
+
+SIDES = {
+    "resnet50": 64,
+    "efficientnet-b0": 64,
+    "vit-b16": 32,
+    "convnext-tiny": 32,
+    "swin-tiny": 64,
+    "regnety-400mf": 64,
+}
+"""Of recipes for fine-tuning: an image side at which a step of the very model is quick, px."""
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +117,23 @@ def test_recipe_trains_its_stand_in_to_the_end_at_its_rates_and_the_result_predi
     assert member.head == config.model.head and model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
     kept = {found.step for found in list_commits(open_storage(str(tmp_path / name)))}
     assert not config.store.keep_epochs or STEPS in kept
+
+
+@pytest.mark.parametrize("name", sorted(SIDES))
+def test_one_step_of_the_recipe_reaches_every_parameter_and_stays_finite(name: str) -> None:
+    torch.manual_seed(0)
+    config = build_config(name)
+    model = create(config.model, 7, SIDES[name])
+    optimizer = create_optimizer(model, config.optim, config.optim.lr)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    ends = [0, *(names.index(key) for key in head_parameters(model))]
+    before = [parameters[index].detach().clone() for index in ends]
+    model.train()
+    logits = model(torch.randn(2, 3, SIDES[name], SIDES[name]))
+    loss = mixed_cross_entropy(logits, torch.tensor([1, 4]), None, None, config.augment.smoothing).mean()
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss)
+    assert [key for key, parameter in zip(names, parameters, strict=True) if parameter.grad is None] == []
+    assert all(torch.isfinite(parameter).all() for parameter in parameters)
+    assert not [names[index] for index, old in zip(ends, before, strict=True) if torch.equal(parameters[index], old)]

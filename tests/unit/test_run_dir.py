@@ -14,7 +14,7 @@ from sports_ray.errors import RunError, WeightsError
 from sports_ray.store.commit import begin_attempt, list_commits, write_commit
 from sports_ray.store.run_dir import RunDir, checked_run_name, list_runs, retained
 from sports_ray.store.storage import open_storage
-from tests.support.killed import in_memory, points_of, run_killed
+from tests.support.killed import in_memory
 
 OLD, NEW = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
 
@@ -152,18 +152,6 @@ def test_prune_keeps_the_best_and_does_not_count_what_is_unfinished_or_fenced_of
     assert [found.step for found in list_commits(run.storage)] == [30, 40, 50]
 
 
-def test_prune_killed_anywhere_leaves_no_record_without_its_files(run: RunDir) -> None:
-    start_commits(run, 10, 20, 30)
-    rehearsal = copy_of(run, "rehearsal")
-    points = points_of(lambda: rehearsal.prune(1, None))
-    for point in range(points):
-        copy = copy_of(run, f"copy{point}")
-        run_killed(lambda copy=copy: copy.prune(1, None), point)  # type: ignore[misc]
-        for found in list_commits(copy.storage):
-            names = {entry.name for entry in copy.storage.list(found.folder)}
-            assert "COMMIT.json" not in names or names == {"COMMIT.json", "m.safetensors"}, point
-
-
 def test_sweep_deletes_what_interrupted_writes_left_and_nothing_else(run: RunDir) -> None:
     run.create({})
     start_commits(run, 10)
@@ -179,35 +167,6 @@ def test_sweep_deletes_what_interrupted_writes_left_and_nothing_else(run: RunDir
     run.storage.write("checkpoints/step-00000020-a0001/m.safetensors", b"")
     run.sweep()
     assert sorted(path for path in Path(run.storage.uri).rglob("*")) == whole
-
-
-@pytest.mark.parametrize("power", [None, "mixed"])
-def test_weights_published_under_a_kill_match_their_description(run: RunDir, power: str | None) -> None:
-    run.publish_weights("best", OLD, {"epochs": 1})
-    rehearsal = copy_of(run, "rehearsal")
-    points = points_of(lambda: rehearsal.publish_weights("best", NEW, {"epochs": 2}))
-    seen = set()
-    for point in range(points):
-        copy = copy_of(run, f"copy{point}")
-        run_killed(lambda copy=copy: copy.publish_weights("best", NEW, {"epochs": 2}), point, power)  # type: ignore[misc]
-        tensors, sidecar = copy.read_weights("best")
-        assert torch.equal(tensors["w"], (OLD if sidecar["epochs"] == 1 else NEW)["w"]), point
-        assert copy.describe_weights("best") == sidecar and "previous" not in sidecar
-        seen.add(sidecar["epochs"])
-        copy.publish_weights("best", NEW, {"epochs": 2})
-        assert copy.read_weights("best")[1]["epochs"] == 2
-    assert seen == {1, 2}
-
-
-def test_first_weights_under_a_kill_are_whole_or_not_there(run: RunDir) -> None:
-    run.create({})
-    rehearsal = copy_of(run, "rehearsal")
-    points = points_of(lambda: rehearsal.publish_weights("last", NEW, {"epochs": 2}))
-    for point in range(points):
-        copy = copy_of(run, f"copy{point}")
-        run_killed(lambda copy=copy: copy.publish_weights("last", NEW, {"epochs": 2}), point)  # type: ignore[misc]
-        described = copy.describe_weights("last")
-        assert described is None or torch.equal(copy.read_weights("last")[0]["w"], NEW["w"])
 
 
 @pytest.mark.parametrize("name", ["best.safetensors", "best.json"])

@@ -130,7 +130,9 @@ def test_equal_members_get_equal_weights() -> None:
 
 
 @pytest.mark.parametrize("space", ["probability", "logit"])
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [seed if seed < 5 else pytest.param(seed, marks=pytest.mark.long) for seed in range(20)]
+)
 def test_with_a_weak_member_the_fit_beats_the_average_and_the_best_single(space, seed: int) -> None:
     hits, sharp = (2.5, 2.3, 0.4), (1.2, 1.0, 2.0)
     merge = fit_merge(*members(600, seed, hits, sharp), space=space)
@@ -148,7 +150,7 @@ def test_with_a_weak_member_the_fit_beats_the_average_and_the_best_single(space,
     [((2.5, 2.3, 0.4), (1.2, 1.0, 2.0), 150), ((3.0, 0.3), (3.0, 0.3), 600), ((2.5, 0.0), (2.5, 4.0), 300)],
 )
 def test_fallback_is_no_worse_either(space, hits: tuple[float, ...], sharp: tuple[float, ...], images: int) -> None:
-    for seed in range(10):
+    for seed in range(4):
         merge = fit_merge(*members(images, seed, hits, sharp), space=space)
         columns, labels = members(3000, 1000 + seed, hits, sharp)
         found = score(merge, columns, labels)

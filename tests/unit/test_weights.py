@@ -28,15 +28,6 @@ from sports_ray.model.build import create, head_parameters
 from sports_ray.model.weights import checkpoint_filter, load_weights
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Several threads for small tensors are slow, and many times slower where others use the cores too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _model(name: str = "test_resnet", classes: int = 5, size: int = 0, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return create(ModelConfig(name=name), classes, size)
@@ -200,6 +191,7 @@ def test_sidecar_names_the_right_model(saved: Path) -> None:
 
 
 def test_mismatching_shapes_are_shown(saved: Path) -> None:
+    saved.with_suffix(".json").write_text(json.dumps({"model": "test_resnet"}))  # else the model is looked for
     with pytest.raises(WeightsError, match=r"bn1\.weight \(\(32,\) for \(64,\)\)"):
         load_weights(_model("resnet18"), str(saved), "resnet18")
 
@@ -242,6 +234,8 @@ def test_timms_filter_is_found_without_loading_anything() -> None:
     assert timm.models._builder.load_pretrained is timm.models.load_pretrained  # put back
 
 
+PATIENCE = 20.0
+"""Seconds: far below the minutes of retries that the hub's own client takes, far above what a busy machine needs."""
 OLD = "flexivit_small.300ep_in1k"
 """A model whose first address was an .npz file; the hub has it as safetensors."""
 
@@ -293,7 +287,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def hub(cache: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     handler = type("Hub", (_Hub,), {"content": saved.read_bytes()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     _point_at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
     yield server
@@ -328,7 +322,7 @@ def test_unreachable_hub_is_an_error_at_once_with_the_cure(cache: Path, monkeypa
     start = time.monotonic()
     with pytest.raises(WeightsError, match="test_resnet.*--weights none.*--weights FILE"):
         load_weights(_model(), "auto", "test_resnet")
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < PATIENCE
 
 
 def test_silent_hub_is_an_error_within_seconds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +332,7 @@ def test_silent_hub_is_an_error_within_seconds(cache: Path, monkeypatch: pytest.
         start = time.monotonic()
         with pytest.raises(WeightsError, match="--weights none"):
             load_weights(_model(), "auto", "test_resnet")
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < PATIENCE
 
 
 def test_model_without_pretrained_weights_says_so() -> None:

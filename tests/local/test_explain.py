@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from random import Random
 from typing import NamedTuple
@@ -102,15 +102,6 @@ def held_out() -> Scenes:
     return scenes(36, seed=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Where other processes have the cores too, threads that wait for each other take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def learned(kind: Kind, count: int) -> nn.Module:
     """The model after its steps of 16 of so many images."""
     torch.manual_seed(0)
@@ -129,7 +120,7 @@ def learned(kind: Kind, count: int) -> nn.Module:
 @pytest.fixture(
     scope="module", params=[pytest.param(name, marks=[pytest.mark.long] * (name not in SHORT)) for name in MODELS]
 )
-def model(request: pytest.FixtureRequest, one_thread: None) -> tuple[str, nn.Module]:
+def model(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
     return request.param, learned(MODELS[request.param], 80 if request.param in SHORT else 320)
 
 
