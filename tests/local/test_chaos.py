@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from sports_ray.data.demo import draw_demo
 from tests.support.runs import small_config, train_in_child
 from tests.support.shell import Shown, sports_ray
 
-SHORT = ("--minutes", "0.01", "--epochs", "2")
+SHORT = ("--minutes", "0.01", "--epochs", "1")
 """One run, killed once."""
 
 
@@ -52,7 +53,8 @@ def test_killed_run_is_found_equal_and_nothing_is_left_but_the_unbroken_one(plac
     assert proved.code == 0, proved.err
     events = {event["event"]: event for event in proved.events}
     assert events["killed"]["victim"] == "driver"
-    assert events["went on"]["seconds"] is None or events["went on"]["seconds"] > 0
+    went_on = events.get("went on")  # not told by a run that was killed after its last commit
+    assert went_on is None or went_on["seconds"] is None or went_on["seconds"] > 0
     report = events["report"]
     assert report["holds"] and report["rounds"] == 1 and report["kills"] >= 1 and not report["different"]
     assert sum(report["kills_by_phase"]["driver"].values()) == report["kills"]
@@ -102,8 +104,9 @@ def test_chaos_that_is_told_to_end_takes_its_training_with_it(tmp_path: Path) ->
         assert chaos.stdout is not None and chaos.stdout.readline().startswith('{"event": "drawn"')
         while not any(" train " in command for command in processes_naming(tmp_path)):
             assert chaos.poll() is None
+            time.sleep(0.01)
         chaos.send_signal(signal.SIGTERM)
-        _, errors = chaos.communicate(timeout=60)
+        _, errors = chaos.communicate(timeout=120)
     assert chaos.returncode == 130 and "Traceback" not in errors
     assert not processes_naming(tmp_path)
 

@@ -21,6 +21,8 @@ from tests.support.running import Running
 from tests.support.shell import Shown, sports_ray
 
 FOLDS = 3
+STEPS = 4
+"""Of a fold: two epochs of 14 photographs, 8 a step."""
 SETTINGS = {
     "data.image_size": "32",
     "data.loader_processes": "0",
@@ -147,12 +149,14 @@ def test_a_finished_cross_validation_is_answered_from_disk(place: Path) -> None:
 
 def test_killed_in_the_second_fold_it_goes_on_there_and_ends_as_the_unbroken_one(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "set", tmp_path / "set")
-    with Running(tmp_path, *WORDS) as running:  # first asked to stop in the first fold
+    with Running(tmp_path, *WORDS, steps=2) as running:  # first asked to stop in the first fold
         assert running.wait_until(lambda: list((tmp_path / "runs/x-fold0/checkpoints").glob("step-*/COMMIT.json")))
         running.send(signal.SIGTERM)
+        running.release()
         paused = running.end()
     assert paused.code == 75 and event(paused, "paused")["command"] == shlex.join(["sports-ray", *WORDS])
-    with Running(tmp_path, *WORDS) as running:
+    left = STEPS - event(paused, "paused")["step"]
+    with Running(tmp_path, *WORDS, steps=left + 2) as running:
         second = tmp_path / "runs/x-fold1/checkpoints"
         assert running.wait_until(lambda: list(second.glob("step-*/COMMIT.json")))
         running.send(signal.SIGKILL)
@@ -176,6 +180,7 @@ def test_a_fold_trained_by_itself_is_the_fold(place: Path, tmp_path: Path) -> No
         assert (tmp_path / "runs/x-fold2" / name).read_bytes() == (place / "runs/x-fold2" / name).read_bytes()
 
 
+@pytest.mark.long
 def test_the_folds_are_an_ensemble(place: Path) -> None:
     command = event((place / "shown.json").read_text(), "next")["commands"][0]
     done = sports_ray(place, *shlex.split(command)[1:], "--data", "set", "--workers", "0", "--json")

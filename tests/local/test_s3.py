@@ -119,7 +119,7 @@ def test_many_faults_during_commits(server: int, proxy: FaultyProxy) -> None:
     ids=["one put", "parts, the first request", "parts, the second request"],
 )
 def test_write_that_fails_leaves_the_old_object(server: int, proxy: FaultyProxy, size: int, healthy: int) -> None:
-    storage = open_storage(address(proxy.port, "old", request_timeout=0.3))
+    storage = open_storage(address(proxy.port, "old"))
     storage.write("file", b"old")
     before = len(proxy.requests)
     proxy.choose = lambda method, path: "500" if len(proxy.requests) >= before + healthy else None
@@ -152,7 +152,7 @@ def test_dead_endpoint_is_an_error_in_bounded_time(server: int, proxy: FaultyPro
     storage = open_storage(address(proxy.port, "dead", request_timeout=0.5))
     with pytest.raises(StorageError, match=r"cannot read s3://bucket/dead/x.*Timeout"):
         storage.find("x")
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
     with pytest.raises(ConfigError, match="request_timeout=soon.*seconds"):
         open_storage(address(port, "dead", request_timeout="soon"))
 
@@ -334,7 +334,7 @@ def lease_race(server: int, prefix: str, drivers: int) -> None:
     def drive() -> None:
         start.wait()
         try:
-            won.append(Lease.acquire(storage, elsewhere(), beat_seconds=0.1, watch_seconds=1.0))
+            won.append(Lease.acquire(storage, elsewhere(), beat_seconds=0.1, watch_seconds=30.0))
         except RunError as error:
             refused.append(error)
 

@@ -52,7 +52,7 @@ def training(config: TrainConfig) -> Iterator[tuple[str, int]]:
     process.start()
     try:
         folder = Path(mine.store.root) / "training"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not list(folder.glob("checkpoints/step-*/COMMIT.json")):
             assert time.monotonic() < end and process.is_alive()
             time.sleep(0.01)
@@ -82,7 +82,7 @@ def test_paused_run_says_how_far_it_is_and_how_to_go_on(paused: Path, tmp_path: 
     assert facts["by"] is None and facts["best"] is None and facts["steps_lost_at_least"] == 0
     assert facts["command"] == f"sports-ray resume {paused}"
     record = paused / "checkpoints/step-00000002-a0001/COMMIT.json"
-    assert facts["commit_age"] == pytest.approx(time.time() - record.stat().st_mtime, abs=10)
+    assert facts["commit_age"] == pytest.approx(time.time() - record.stat().st_mtime, abs=60)
     an_hour_ago = time.time() - 3600
     os.utime(record, (an_hour_ago, an_hour_ago))
     text = words(tmp_path, "paused", "--store", str(paused.parent))
@@ -97,10 +97,10 @@ def test_running_one_names_its_driver_and_is_paused_when_that_is_dead(
     assert facts["state"] == "training" and facts["command"] is None and facts["step"] >= 1
     by = facts["by"]
     assert (by["host"], by["pid"], by["seen"]) == (socket.gethostname(), pid, True)
-    assert 0 <= time.time() - by["since"] < 60
+    assert 0 <= time.time() - by["since"] < 600
     assert f"training by {socket.gethostname()}, pid {pid}, since 20" in words(tmp_path, folder)
     os.kill(pid, signal.SIGKILL)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while (facts := show(tmp_path, folder))["state"] == "training":
         assert time.monotonic() < end
     assert facts["state"] == "paused" and facts["command"] == f"sports-ray resume {folder}"
@@ -215,7 +215,8 @@ def test_watch_goes_on_until_ctrl_c_and_a_pipe_sees_what_changed(paused: Path, t
         seen = ""
         while "step 2" not in seen and '"step": 2' not in seen and "2 of 4" not in seen:
             seen += watcher.stdout.readline()
-        shutil.rmtree(tmp_path / "run/checkpoints/step-00000002-a0001")
+        # In one step: of a folder that is emptied file by file, more would be said.
+        (tmp_path / "run/checkpoints/step-00000002-a0001").rename(tmp_path / "gone")
         while "1 of 4" not in seen and '"step": 1' not in seen:
             seen += watcher.stdout.readline()
         watcher.send_signal(signal.SIGINT)

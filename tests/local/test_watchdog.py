@@ -34,7 +34,7 @@ def stuck_run(settings: dict[str, Any], stderr: Path) -> None:
     for path in Path(plan.manifest.root).glob("train/*/*"):
         path.unlink()
         os.mkfifo(path)
-    run.Watchdog = functools.partial(Watchdog, first=0.3)  # type: ignore[assignment, misc]
+    run.Watchdog = functools.partial(Watchdog, first=2.0)  # type: ignore[assignment, misc]
     train_here(plan, lambda event: None)
 
 
@@ -48,7 +48,7 @@ def test_watchdog_ends_a_process_that_waits_for_ever_and_shows_where(tmp_path: P
 
 
 def slow_store_run(settings: dict[str, Any]) -> None:
-    """Trains with a store that takes a second and a half for each commit, and a watchdog that has less patience."""
+    """Trains with a store that takes two seconds and a half for each commit, and a watchdog that has less patience."""
     from sports_ray.engine import run, save
     from sports_ray.orchestrate.local import train_here
     from sports_ray.orchestrate.plan import make_plan
@@ -56,11 +56,11 @@ def slow_store_run(settings: dict[str, Any]) -> None:
     write = save.write_commit
 
     def slow(*arguments: Any) -> Any:
-        time.sleep(1.5)
+        time.sleep(2.5)
         return write(*arguments)
 
     save.write_commit = slow  # type: ignore[assignment]
-    run.Watchdog = functools.partial(Watchdog, first=1.0)  # type: ignore[assignment, misc]
+    run.Watchdog = functools.partial(Watchdog, first=2.0)  # type: ignore[assignment, misc]
     train_here(make_plan(config_from_dict(settings)), lambda event: None)
 
 

@@ -88,6 +88,10 @@ class Running:
         assert self._gate is not None
         os.truncate(self._gate, max(steps, self._gate.stat().st_size))
 
+    def release(self) -> None:
+        """It may go on to its end."""
+        self.allow(1 << 20)
+
     def step_until(self, happened: Callable[[], object], every: float) -> bool:
         """As `wait_until`, with a further step each `every` seconds: the run lasts as long as what is waited for."""
         begun, before = time.monotonic(), self.steps

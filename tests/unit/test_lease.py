@@ -86,7 +86,7 @@ def test_killed_driver_is_followed_at_once(storage: Storage, reaped: bool) -> No
             process.wait()
         start = time.monotonic()
         with Lease.acquire(storage, watch_seconds=60) as lease:
-            assert time.monotonic() - start < 5 and not lease.lost
+            assert time.monotonic() - start < 30 and not lease.lost
             assert [entry.name for entry in storage.list("lease")] == [f"{lease.id}.beat.json"]
 
 
@@ -143,13 +143,14 @@ def test_check_looks_again_when_the_last_look_is_old(storage: Storage) -> None:
 
 
 def test_of_many_heirs_one_wins(storage: Storage) -> None:
-    storage.write("lease.json", elsewhere().record())
+    # The old one is seen to be dead at once; each heir is watched for a beat by the others.
+    storage.write("lease.json", replace(Owner.current(), pid=os.getppid(), start="1").record())
     start, won, refused = threading.Barrier(6), [], []
 
     def inherit() -> None:
         start.wait()
         try:
-            won.append(Lease.acquire(storage, elsewhere(), beat_seconds=0.02, watch_seconds=1.5))
+            won.append(Lease.acquire(storage, elsewhere(), beat_seconds=0.02, watch_seconds=60))
         except RunError as error:
             refused.append(error)
 
@@ -193,7 +194,7 @@ def test_storage_that_is_away_for_a_moment_does_not_lose_the_lease(storage: Stor
         assert not lease.lost
         root.with_name("away").rename(root)
         before = storage.read(f"lease/{lease.id}.beat.json")
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while storage.read(f"lease/{lease.id}.beat.json") == before:
             assert time.monotonic() < end, "the beat did not go on"
         lease.check()
