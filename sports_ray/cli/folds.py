@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sports_ray.cli.train import Command, chosen_config, execute, scan_progress, show_pause, show_plan, train
+from sports_ray.cli.train import Command, chosen_config, execute, scan_progress, train
+from sports_ray.cli.train_show import show_pause, show_plan
 
 if TYPE_CHECKING:
     from sports_ray.config import TrainConfig

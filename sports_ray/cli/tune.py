@@ -203,7 +203,7 @@ def _plan(flags: Mapping[str, Any]) -> SweepPlan:
 def show_plan(plan: SweepPlan, show: Show, whole: bool) -> None:
     """Photographs, backbones, space, trials and resources; `whole`: every trial's settings too."""
     from sports_ray.cli.sweep_show import params_words
-    from sports_ray.cli.train import plan_facts
+    from sports_ray.cli.train_show import plan_facts
 
     spec = plan.spec
     for name, text, data in plan_facts(plan.plans[0]):

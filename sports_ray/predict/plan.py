@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sports_ray.errors import ConfigError, DataError
 from sports_ray.predict.digests import Progress
@@ -16,6 +16,9 @@ from sports_ray.predict.views import View, views_of
 from sports_ray.predict.write import read_scores
 from sports_ray.store.codec import canonical
 from sports_ray.store.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from sports_ray.data.manifest import Manifest
 
 FOLDER = "evaluations"
 FORMAT = 1
@@ -85,27 +88,12 @@ def plan_evaluation(
     if not data and manifests[0] is None:
         raise ConfigError("no photographs given", want="a folder or a CSV list", cure="--data DIR")
     source = data or (manifests[0].root if manifests[0] else "")
-    subset, several = any(member.subset for member in members), members[0].multilabel
+    several = members[0].multilabel
     if several and (weights != "uniform" or groups):
         what = "--weights" if weights != "uniform" else "--groups"
         raise ConfigError(what, got="several classes a photograph", want="one class each", cure="leave it out")
-    if (
-        several and not data and manifests[0] is not None
-    ):  # its folder does not tell the labels, the list's path is not known
-        images = manifest_split(manifests[0], _known_split(split), source, progress)
-    else:
-        images = list_split(source, split, members[0].classes, manifests[0], progress, subset, several)
-    labels = images.column("label")
-    if not any(label >= 0 for label in labels):
-        what = f"labelled photographs of {split} in {source}"
-        raise DataError(what, got="none", want="class folders", cure="`sports-ray predict` needs no labels")
-    notes = list(images.notes)
-    if split != "train":
-        for member, manifest in zip(members, manifests, strict=True):
-            if manifest is not None and (count := trained_on(images, manifest)):
-                notes.append(
-                    f"{count:,} of {len(images):,} photographs were trained on by {member.name}: scores flatter it"
-                )
+    images = _photographs(members, manifests[0], data, split, source, progress)
+    notes = (*images.notes, *([] if split == "train" else _seen_in_training(images, members, manifests)))
     home = _home(members[0], store)
     described = {
         "format": FORMAT,
@@ -132,8 +120,31 @@ def plan_evaluation(
         home=home,
         out=_absolute(out) if out else _below(home, f"{FOLDER}/{digest[:16]}"),
         digest=digest,
-        notes=tuple(notes),
+        notes=notes,
     )
+
+
+def _photographs(
+    members: Sequence[Member], trained: Manifest | None, data: str, split: str, source: str, progress: Progress | None
+) -> Images:
+    """The labelled photographs of a split. `trained`: what the first member was trained on."""
+    several = members[0].multilabel
+    # The folder of a multi-label run does not tell the labels, and where its list lies is not known.
+    if several and not data and trained is not None:
+        images = manifest_split(trained, _known_split(split), source, progress)
+    else:
+        subset = any(member.subset for member in members)
+        images = list_split(source, split, members[0].classes, trained, progress, subset, several)
+    if not any(label >= 0 for label in images.column("label")):
+        what = f"labelled photographs of {split} in {source}"
+        raise DataError(what, got="none", want="class folders", cure="`sports-ray predict` needs no labels")
+    return images
+
+
+def _seen_in_training(images: Images, members: Sequence[Member], manifests: Sequence[Manifest | None]) -> Iterator[str]:
+    for member, manifest in zip(members, manifests, strict=True):
+        if manifest is not None and (count := trained_on(images, manifest)):
+            yield f"{count:,} of {len(images):,} photographs were trained on by {member.name}: scores flatter it"
 
 
 def plan_prediction(

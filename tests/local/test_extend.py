@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sports_ray.cli.show import choose_show
-from sports_ray.cli.train import show_plan
+from sports_ray.cli.train_show import show_plan
 from sports_ray.config import TrainConfig
 from sports_ray.data.demo import draw_demo
 from sports_ray.orchestrate.plan import make_plan
