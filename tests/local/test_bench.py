@@ -104,6 +104,7 @@ def test_cost_of_a_commit_is_the_stall_before_it_and_the_slower_steps_beside_it(
     assert found["speed"].value == 15.0
 
 
+@pytest.mark.long
 def test_bench_train_measures_the_whole_path_beside_the_bare_loop(drawn: str) -> None:
     sizes = ["--model", "test_resnet", "--size", "32", "--batch", "8", "--steps", "8", "--rounds", "1"]
     found = shown("train", "--data", drawn, *sizes, "--precision", "fp32", "--workers", "0")

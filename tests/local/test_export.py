@@ -44,8 +44,8 @@ def installed(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"the extra [{name}] is not installed: no {', '.join(missing)}")
 
 
-def formats(*names: str) -> list[Any]:
-    return [pytest.param(name, marks=installed(name)) for name in names]
+def formats(*names: str, long: tuple[str, ...] = ()) -> list[Any]:
+    return [pytest.param(name, marks=[installed(name), *[pytest.mark.long] * (name in long)]) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def agrees_outside(
     return about  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", formats("onnx", "pt2", "torchscript", "tflite", "savedmodel"))
+@pytest.mark.parametrize("name", formats("onnx", "pt2", "torchscript", "tflite", "savedmodel", long=("pt2",)))
 def test_a_program_without_sports_ray_computes_the_same_from_the_file(place: Path, tmp_path: Path, name: str) -> None:
     chosen = FORMATS[name]
     words = ["export", str(place / "runs" / "a"), "--format", name, "--output", f"model{chosen.suffix}", "--json"]

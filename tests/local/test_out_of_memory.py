@@ -115,6 +115,7 @@ def cramped_rank(world: World) -> dict[str, Any]:
     return {"micro_batch": progress.micro_batch, **snapshot(learner)}
 
 
+@pytest.mark.long
 def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_of_all(tmp_path: Path) -> None:
     """Dropout draws by micro-batch, and rank 0 alone commits its size: a resumed run would draw other numbers."""
     first, second = on_ranks(tmp_path, 2, cramped_rank)
@@ -125,8 +126,8 @@ def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_of_all(tmp_path
 def cramped_evaluation(room: int, report: Path) -> None:
     torch.set_num_threads(1)
     learner, _ = new_learner(World(), model__name="test_convnext", data__image_size=256)
-    pixels, labels = epoch_images(16, 256)
-    batch, free = Batch(Request("val", -1, 0, 16), pixels, labels, labels), empty_sums(learner)
+    pixels, labels = epoch_images(24, 256)
+    batch, free = Batch(Request("val", -1, 0, 24), pixels, labels, labels), empty_sums(learner)
     # First, so that there are no freed blocks which could be used again.
     limit_memory(room)
     cramped = empty_sums(learner)
@@ -139,9 +140,9 @@ def cramped_evaluation(room: int, report: Path) -> None:
 
 
 def test_memory_that_runs_out_in_evaluation_halves_its_batch(tmp_path: Path) -> None:
-    # Measured: 16 images need more than 60 MiB, two less than 15.
+    # Measured: 16 images need more than 60 MiB, two less than 15. What was freed before the limit may be used besides.
     assert exit_code(cramped_evaluation, 35 * 2**20, tmp_path / "report") == 0
-    assert (tmp_path / "report").read_text() in ("1", "2", "4", "8")
+    assert (tmp_path / "report").read_text() in ("1", "2", "3", "6", "12")
 
 
 def one_image(room: int, report: Path) -> None:

@@ -93,7 +93,9 @@ def drawn(dice: Random, moments: list[Moment]) -> Moment:
     return dice.choice([moment for moment in moments if moment.kind == kind])
 
 
-@pytest.mark.parametrize(("precision", "processes"), [("fp32", 0), ("bf16", 1), ("fp32", 2)])
+@pytest.mark.parametrize(
+    ("precision", "processes"), [pytest.param("fp32", 0, marks=pytest.mark.long), ("bf16", 1), ("fp32", 2)]
+)
 def test_run_killed_at_any_moment_equals_the_unbroken_run(
     photos: Path, memory: Path, precision: str, processes: int
 ) -> None:
@@ -114,7 +116,7 @@ def test_run_killed_again_and_again_equals_the_unbroken_run(
     assert results(config) == unbroken
 
 
-@pytest.mark.parametrize("look", [1, 4, 5, 9, 11])
+@pytest.mark.parametrize("look", [1, 5, *(pytest.param(look, marks=pytest.mark.long) for look in (4, 9, 11))])
 def test_run_stopped_by_a_signal_pauses_and_equals_the_unbroken_run(
     photos: Path, unbroken: dict[str, bytes], tmp_path: Path, look: int
 ) -> None:

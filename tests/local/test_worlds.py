@@ -102,14 +102,20 @@ sessions = pytest.mark.parametrize(
 )
 
 
+def assert_whole(ledger: dict[str, Any]) -> None:
+    """Each position of both epochs once, and each lane of each step."""
+    positions = [key for key in ledger if not key.startswith("step")]
+    assert len(positions) == 2 * 48 and len(ledger) == len(positions) + STEPS * 4
+    assert {fact[1] for key, fact in ledger.items() if key.startswith("step")} == {"mixup", "cutmix"}
+
+
+@pytest.mark.long
 @sessions
 def test_ledger_is_the_same_whatever_the_number_of_workers_and_its_changes(
     photos: Path, tmp_path: Path, sessions: dict[str, list[tuple[int, int]]]
 ) -> None:
     found = {name: train_on(tmp_path, small_config(photos, tmp_path, name), *parts) for name, parts in sessions.items()}
-    positions = [key for key in found["one"] if not key.startswith("step")]
-    assert len(positions) == 2 * 48 and len(found["one"]) == len(positions) + STEPS * 4
-    assert {fact[1] for key, fact in found["one"].items() if key.startswith("step")} == {"mixup", "cutmix"}
+    assert_whole(found["one"])
     for name, ledger in found.items():
         assert ledger == found["one"], name
 
@@ -121,8 +127,10 @@ def test_strict_weights_are_bitwise_equal_whatever_the_number_of_workers_and_its
 ) -> None:
     strict: dict[str, Any] = {"loop__strict": True, "model__name": model}
     configs = {name: small_config(photos, tmp_path, name, **strict) for name in sessions}
-    for name, parts in sessions.items():
-        train_on(tmp_path, configs[name], *parts)
+    ledgers = {name: train_on(tmp_path, configs[name], *parts) for name, parts in sessions.items()}
+    assert_whole(ledgers["one"])
+    for name in sessions:
+        assert ledgers[name] == ledgers["one"], name
         assert results(configs[name]) == results(configs["one"]), name
 
 
