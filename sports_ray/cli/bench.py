@@ -25,6 +25,7 @@ def bench() -> None:
     sports-ray bench predict                             predictions, against a bare loop
     sports-ray bench start                               how long until the first step
     sports-ray bench recovery                            after each death, against plain Ray Train
+    sports-ray bench tune                                a sweep, against its runs without Ray
     sports-ray bench pack                                packs against files
     sports-ray bench scale                               what 256 workers and 100 M images would do
 
@@ -183,6 +184,37 @@ def recovery(as_json: bool, **options: Any) -> None:
     from sports_ray.bench.recovery import Setting, bench_recovery
 
     _show("recovery", bench_recovery(Setting(**options), dict(os.environ) | {"RAY_ADDRESS": ""}, _say), as_json)
+
+
+@bench.command()
+@click.option(
+    "--models", default="test_resnet,test_efficientnet", show_default=True, metavar="A,B", help="From scratch."
+)
+@click.option("--samples", default=4, show_default=True, type=click.IntRange(2), help="Trials of each backbone.")
+@click.option("--epochs", default=24, show_default=True, type=click.IntRange(1), help="Length of a trial.")
+@click.option("--images", default=256, show_default=True, type=click.IntRange(32), help="Photographs to train on.")
+@click.option("--size", default=64, show_default=True, metavar="PX", help="Side of an image.")
+@click.option("--batch", default=16, show_default=True, type=click.IntRange(4), help="Images of a step.")
+@click.option("--rounds", default=2, show_default=True, type=click.IntRange(1), help="Turns a side.")
+@json_option
+def tune(as_json: bool, **options: Any) -> None:
+    """A sweep on two cores against its runs without Ray; seconds after the death of its driver.
+
+    Trials of one thread each, two at once. The same runs are trained one after the other in one warm process without
+    Ray, and for comparison in two such processes at once; their scores have to be equal. The ratio of the trials counts
+    from the first one's start in its process to the last one's end, that of the whole command all that it takes: over a
+    sweep of hours both are the same.
+
+    \b
+    sports-ray bench tune
+    sports-ray bench tune --epochs 100 --rounds 1
+    """
+    from sports_ray.orchestrate.cluster import prepare_environment
+
+    prepare_environment()
+    from sports_ray.bench.tune import Setting, bench_tune
+
+    _show("tune", bench_tune(Setting(**options), dict(os.environ) | {"RAY_ADDRESS": ""}, _say), as_json)
 
 
 @bench.command()

@@ -71,7 +71,7 @@ class Work:
         self._change = threading.Condition()
         self._question = ""
         """At a rung: asked, then told (Tune knows of it), then answered by Tune's next call; else empty."""
-        self._urgent = self._over = False
+        self._urgent = self._over = self._stepped = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self._thread.start()
@@ -93,7 +93,7 @@ class Work:
             self._thread.join(END_SECONDS)
         if over and self._error is not None:
             raise self._error
-        return {"told": _newest_steps(events), "done": over}
+        return {"told": events, "done": over}
 
     def stop(self, reason: str) -> None:
         with self._change:
@@ -114,7 +114,7 @@ class Work:
         except BaseException as error:  # noqa: BLE001
             self._error = error
         with self._change:
-            self._events += [end] if end else []
+            self._events += [{"at": time.time(), **end}] if end else []
             self._over = True
             self._change.notify_all()
 
@@ -122,21 +122,19 @@ class Work:
         if event["kind"] not in _TOLD:
             return
         with self._change:
-            self._events.append(dict(event))
-            if event["kind"] == "step":
+            # Of many steps in a row the first and the last are worth telling, and the first of all at once.
+            if [one["kind"] for one in self._events[-2:]] == ["step", "step"] and event["kind"] == "step":
+                self._events.pop()
+            self._events.append({"at": time.time(), **event})
+            if event["kind"] == "step" and self._stepped:
                 return
+            self._stepped = self._stepped or event["kind"] == "step"
             self._urgent = True
             self._change.notify_all()
             # In this process a stop comes exactly at the rung; workers of Ray Train are told as soon as it is known.
             if event["kind"] == "evaluated" and event["epoch"] in self._task["rungs"] and self._task["workers"] == 1:
                 self._question = "asked"
                 self._change.wait_for(lambda: not self._question or bool(self._stops.reasons), IN_USE_SECONDS / 2)
-
-
-def _newest_steps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of many steps in a row only the last is worth telling."""
-    last = max((place for place, event in enumerate(events) if event["kind"] == "step"), default=-1)
-    return [event for place, event in enumerate(events) if event["kind"] != "step" or place == last]
 
 
 def carry_out(task: Mapping[str, Any], progress: Any, stops: Stops) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,14 @@ from sports_ray.bench.checkpoint import figures
 from sports_ray.bench.figure import Figure, median, middle_rate, ratio, take_turns
 from sports_ray.bench.loader import CASES
 from sports_ray.bench.timm_script import VALIDATION_LINE, steady
+from sports_ray.bench.tune import Told
+from sports_ray.bench.tune import figures as tune_figures
 from sports_ray.cli.bench import bench
 from sports_ray.config import ClusterConfig
 from sports_ray.data.demo import draw_demo
 from sports_ray.engine.interval import commit_interval
 from sports_ray.errors import ConfigError
+from sports_ray.processes import below
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +162,42 @@ def test_bench_start_lists_a_folder_twice_and_reads_it_once(tmp_path: Path) -> N
     first, again = _listing(400, tmp_path, lambda line: None)
     assert 0 < again.value < first.value
     assert again.most == pytest.approx(0.02)
+
+
+def told(seconds: float, *events: tuple[float, str, str, int]) -> Told:
+    return Told([{"at": at, "event": kind, "trial": name, "pid": pid} for at, kind, name, pid in events], seconds)
+
+
+def test_figures_of_a_sweep_compare_each_trial_with_the_same_run_after_another_in_a_warm_process() -> None:
+    """Two processes; of steps the first counts, of trials those that follow one in their process."""
+    sweep = told(
+        40.0,
+        *((10.0, "start", "a", 1), (11.0, "start", "b", 2), (11.5, "step", "a", 1), (12.0, "step", "b", 2)),
+        *((20.0, "end", "a", 0), (21.0, "end", "b", 0), (21.5, "start", "c", 1), (21.9, "start", "d", 2)),
+        *((22.0, "step", "c", 1), (24.0, "step", "d", 2), (25.0, "step", "c", 1), (32.0, "end", "c", 0)),
+        (34.0, "end", "d", 0),
+    )
+    events = []
+    for place, name in enumerate("abcd"):
+        start = 10.0 * place
+        events += [(start, "start", name, 3), (start + 0.5, "step", name, 3), (start + 9.5, "end", name, 3)]
+    alone = told(40.0, *events)
+    assert sweep.between() == {"c": 2.0, "d": 3.0}
+    assert alone.between() == {"b": 1.0, "c": 1.0, "d": 1.0}
+    found = {figure.name: figure for figure in tune_figures({"sweep": [sweep], "alone": [alone], "pair": [alone]})}
+    assert found["next_added"].value == 1.5 and found["next_added"].met
+    assert (found["sweep"].value, found["alone"].value, found["whole"].value) == (24.0, 39.5, 40.0)
+    assert found["sweep_ratio"].value == pytest.approx(24.0 / (39.5 / 2)) and found["sweep_ratio"].met
+    assert found["whole_ratio"].value == pytest.approx(40.0 / (39.5 / 2)) and found["whole_ratio"].met is None
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_bench_tune_measures_a_sweep_its_runs_without_ray_and_its_driver_s_death() -> None:
+    before = below(os.getpid())
+    found = shown("tune", "--samples", "2", "--epochs", "2", "--images", "32", "--size", "32", "--rounds", "1")
+    assert found["sweep_ratio"]["value"] == pytest.approx(2 * quotient(found, "sweep", "alone"))
+    assert found["whole"]["value"] > found["sweep"]["value"] and found["sweep_ratio"]["most"] == 1.25
+    assert found["next_trial"]["value"] > 0 and found["next_added"]["most"] == 1.5
+    assert 0 < found["restore_local"]["value"] < 120 and 0 < found["restore_joined"]["value"] < 120
+    assert set(below(os.getpid())) <= set(before)
