@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,10 +16,19 @@ os.environ.update(CREDENTIALS)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes a file stays in one, and Ray's clusters stay in one: they wait for each other's cores."""
     for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "cluster" else f"{folder}/{item.path.stem}"))
+        item.add_marker(pytest.mark.xdist_group(process_of(item)))
+
+
+def process_of(item: pytest.Item) -> str:
+    """With several processes a file stays in one, and Ray's clusters stay in one: they wait for each other's cores.
+
+    So do the unit tests whose children are forked from a server: each process starts its own, for four seconds."""
+    folder = item.path.parent.name
+    if folder == "cluster":
+        return folder
+    forks = any(hasattr(item.getparent(pytest.Module).obj, name) for name in ("on_ranks", "exit_code"))
+    return f"{folder}/forks" if folder == "unit" and forks else f"{folder}/{item.path.stem}"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,3 +49,9 @@ def photographs() -> Path:
     if not (folder / "train").is_dir():
         pytest.skip("needs the sports photographs: set SPORTS_RAY_PHOTOS to their folder")
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What imports and collection have made stays to the end: the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()

@@ -257,7 +257,9 @@ def _take_over(storage: Storage, holder: Owner, owner: Owner) -> bool:
         storage.write(_FILE, owner.record())
         log.warning("lease.taken_over from=%s host=%s pid=%d", holder.id, holder.host, holder.pid)
     for entry in storage.list(_FOLDER) if mine else []:
-        storage.delete(f"{_FOLDER}/{entry.name}")
+        # Another heir may be writing the same marker just now. What is left of one that dies there goes the next time.
+        if not entry.name.startswith(f".{marker.removeprefix(f'{_FOLDER}/')}."):
+            storage.delete(f"{_FOLDER}/{entry.name}")
     if not mine:
         storage.delete(marker)
     return mine

@@ -175,6 +175,15 @@ def test_heir_that_died_while_taking_over_is_followed(storage: Storage) -> None:
         assert [entry.name for entry in storage.list("lease")] == [f"{lease.id}.beat.json"]
 
 
+def test_winner_takes_nothing_away_under_the_hands_of_another_heir(storage: Storage) -> None:
+    first, theirs, torn = elsewhere(id="first"), ".first.taken.json.1f.tmp", ".older.taken.json.2e.tmp"
+    storage.write("lease.json", first.record())
+    for name in (theirs, torn, "older.beat.json"):
+        storage.write(f"lease/{name}", b"{")
+    with Lease.acquire(storage, watch_seconds=0.1) as lease:
+        assert [entry.name for entry in storage.list("lease")] == [theirs, f"{lease.id}.beat.json"]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format": 1}\n'])
 @pytest.mark.parametrize("mended_before", [False, True])
 def test_damaged_lease_is_taken_after_watching(storage: Storage, content: bytes, mended_before: bool) -> None:
