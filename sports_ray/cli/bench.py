@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sports_ray.stops import terminated_like_interrupted
+
 if TYPE_CHECKING:
     from sports_ray.bench.figure import Figure
 
@@ -29,9 +31,10 @@ def bench() -> None:
     sports-ray bench pack                                packs against files
     sports-ray bench scale                               what 256 workers and 100 M images would do
 
-    The sides take turns, and each figure is the median of its turns: compare ratios, for times are this machine's. Each
-    takes up to eight minutes on two cores.
+    The sides take turns, and each figure is the median of its turns: compare ratios, for times are this machine's. Most
+    take up to ten minutes on two cores, `recovery` a quarter of an hour.
     """
+    click.get_current_context().with_resource(terminated_like_interrupted())
 
 
 data_option = click.option("--data", default="", metavar="DIR", help="Photographs. Default: a set is drawn.")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sports_ray.cli.show import can_be_drawn_over, duration
+from sports_ray.stops import terminated_like_interrupted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -60,20 +59,6 @@ def chaos(as_json: bool, **options: Any) -> int:
         show.close()
     show.report(report)
     return 0 if report.holds else 3
-
-
-@contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM too ends the training that is under way, and leaves nothing behind."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class JsonLines:

@@ -105,20 +105,20 @@ def test_default_name_is_model_and_digest_and_holds_no_clock(place: Path) -> Non
 def test_run_with_too_little_time_pauses_before_it_is_over_and_the_printed_command_finishes_it(
     place: Path, tmp_path: Path
 ) -> None:
-    epochs, readying = ("--epochs", "30"), []
-    for _ in range(2):  # the first may have to start the server of the children
-        begun = time.monotonic()
-        train(place, "--dry-run")
-        readying.append(time.monotonic() - begun)
-    # The reserve of two seconds, and four times what this machine needs to get ready, busy as it may be.
-    budget = 2.2 + 4 * min(readying)
-    words = ("--store", str(tmp_path), "--run", "short", *epochs, "--time-budget", f"{budget:.2f}s", "--json")
-    with Running(place, *command(*words), steps=1) as run:
-        assert run.step_until(lambda: run.code is not None, every=0.25)  # the 90 steps take longer than any budget
-        assert time.monotonic() - run.begun < budget
-        paused = run.end()
-    assert paused.code == 75 and not paused.err
-    (event,) = [event for event in paused.events if event["event"] == "paused"]
+    epochs, budget = ("--epochs", "30"), 3.0
+    while True:
+        words = ("--store", str(tmp_path), "--run", "short", *epochs, "--time-budget", f"{budget:.2f}s", "--json")
+        with Running(place, *command(*words), steps=1) as run:
+            assert run.step_until(lambda: run.code is not None, every=0.25)  # the 90 steps take longer than any budget
+            assert time.monotonic() - run.begun < budget
+            paused = run.end()
+        assert paused.code == 75 and not paused.err
+        (event,) = [event for event in paused.events if event["event"] == "paused"]
+        if run.steps or budget > 40:
+            break
+        budget *= (
+            2  # the machine is busy: the reserve of two seconds, and what it needs to get ready, were all there was
+        )
     assert event["reason"] == "time budget" and 0 < event["step"] < event["total_steps"] == 90
     assert is_committed(tmp_path / "short", event["step"])
     # Again, with hardly more than the reserve that is kept for the last commit: a step or none, and people's words.
