@@ -25,14 +25,14 @@ class Section:
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
-def figure(chart: Chart, note: Child = None, wide: bool = False) -> Html:
+def figure(chart: Chart, note: Child = None) -> Html:
     """A chart with its title, its legend where it has one, and a note."""
     return el(
         "figure",
         el("figcaption", el("b", chart.title), legend(chart)),
         paint(chart),
         el("p", note, class_="note") if note else None,
-        class_="card wide" if wide else "card",
+        class_="card",
     )
 
 

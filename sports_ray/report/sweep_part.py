@@ -22,6 +22,8 @@ COLOURS = 4
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 240, 50, 14, 12, 40
 AXIS = 150
 """Width of the room between two axes of the parallel coordinates."""
+NARROW = 3
+"""So many settings have room in half a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +113,14 @@ def settings(sweep: SweepRecord) -> Section | None:
     places = ticks(low, high)
     step = places[1] - places[0] if len(places) > 1 else 1.0
     score = Axis("top-1", [((at - low) / (high - low), label(at, step, True)) for at in places], low, high)
-    figures = [
-        _figure("Score against each setting", el("div", *(_scatter(sweep, scored, axis, score) for axis in axes)))
-    ]
+    figures = [_figure(f"Top-1 against {axis.name}", _scatter(sweep, scored, axis, score)) for axis in axes]
     if len(axes) > 1:
-        figures.insert(0, _figure("All settings at once", _parallel(sweep, scored, [*axes, score])))
-    return Section("Settings", join(_legend(sweep), *figures))
+        figures.insert(0, _figure("All settings at once", _parallel(sweep, scored, [*axes, score]), len(axes) > NARROW))
+    return Section("Settings", join(_legend(sweep), el("div", *figures, class_="grid broad")))
 
 
-def _figure(title: str, *content: Child) -> Html:
-    return el("figure", el("figcaption", el("b", title)), *content, class_="card wide")
+def _figure(title: str, chart: Html, whole_row: bool = False) -> Html:
+    return el("figure", el("figcaption", el("b", title)), chart, class_="card row" if whole_row else "card")
 
 
 def _legend(sweep: SweepRecord) -> Html:
@@ -141,11 +141,12 @@ def _parallel(sweep: SweepRecord, scored: Sequence[TrialRecord], axes: Sequence[
     """A line a trial over one axis a key, the score last; the best is drawn last, over the others."""
     width, bottom = LEFT * 2 + AXIS * (len(axes) - 1), HEIGHT - BOTTOM
     content: list[Html] = []
+    marks: list[Html] = []
     for number, axis in enumerate(axes):
         x = LEFT + AXIS * number
         content.append(el("line", x1=x, x2=x, y1=TOP, y2=bottom, class_="axis"))
         for share, text in axis.ticks:
-            content.append(el("text", text, x=x + 4, y=_n(_y(share) + 4)))
+            marks.append(el("text", text, x=x + 5, y=_n(_y(share) + 4), class_="over"))
         content.append(el("text", axis.name, x=x, y=bottom + 22, text_anchor="middle", class_="label"))
     for one in reversed(scored):
         values = [*(one.row["params"].get(axis.name) for axis in axes[:-1]), one.row["val_acc1"]]
@@ -153,7 +154,7 @@ def _parallel(sweep: SweepRecord, scored: Sequence[TrialRecord], axes: Sequence[
         points = [(LEFT + AXIS * number, share) for number, share in enumerate(places) if share is not None]
         line = "M" + "L".join(f"{x} {_n(_y(share))}" for x, share in points)
         content.append(el("path", _told(one), d=line, class_=f"series c{_colour(sweep, one.row['backbone'])}"))
-    return _svg("settings and scores of all trials", width, *content)
+    return _svg("settings and scores of all trials", width, *content, *marks)
 
 
 def _scatter(sweep: SweepRecord, scored: Sequence[TrialRecord], axis: Axis, score: Axis) -> Html:

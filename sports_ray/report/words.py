@@ -14,8 +14,8 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def percent(share: Any, digits: int = 1) -> str:
-    """0.873 -> 87.3 %."""
-    return f"{100 * share:.{digits}f} %" if is_number(share) else NOTHING
+    """0.873 -> 87.3 %, in one line."""
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%" if is_number(share) else NOTHING
 
 
 def span(interval: Any, digits: int = 1) -> str:
