@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,14 +74,19 @@ def _first_step_seconds(model: str, workers: str, folder: Path) -> float:
         command = [sys.executable, "-m", "sports_ray", "train", *data, *size, "--workers", workers, "--json"]
         environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
         start, seconds = time.perf_counter(), 0.0
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        ) as process:
+        with (
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            ) as process,
+            ExitStack() as stack,
+        ):
+            stack.callback(process.kill)  # interrupted; else it has ended
             assert process.stdout is not None and process.stderr is not None
             for line in process.stdout:
                 if not seconds and line.startswith("{") and json.loads(line)["event"] == "step":
                     seconds = time.perf_counter() - start
             errors = process.stderr.read().strip().splitlines()
+            process.wait()
     if process.returncode or not seconds:
         raise TrainingError(f"train --workers {workers} failed", got=errors[-1] if errors else process.returncode)
     return seconds

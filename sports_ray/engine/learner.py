@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -184,29 +184,38 @@ class Progress:
 
 
 def choose_precision(config: TrainConfig, model: nn.Module, spec: ImageSpec, device: torch.device) -> str:
-    """Settles `loop.precision = "auto"`: on a GPU by what it can do, on a CPU by timing four small steps.
+    """Settles `loop.precision = "auto"`: on a GPU by what it can do, on a CPU by timing small steps.
 
-    Old GPUs without bf16 take fp16, except for SwinV2, whose attention logits overflow in it.
+    Old GPUs without bf16 take fp16, except for SwinV2, whose attention logits overflow in it. What is timed is what a
+    step takes of one core: by the clock, beside other processes, the choice would be another one each time.
     """
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16"
         return "fp32" if "swinv2" in config.model.name else "fp16"
-    seconds = {name: min(_timed_steps(model, config, spec, name)) for name in ("fp32", "bf16")}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = _core_seconds(model, config, spec, ("fp32", "bf16"))
+    finally:
+        torch.set_num_threads(threads)
     return "bf16" if seconds["bf16"] < 0.85 * seconds["fp32"] else "fp32"
 
 
-def _timed_steps(model: nn.Module, config: TrainConfig, spec: ImageSpec, precision: str) -> Iterator[float]:
+def _core_seconds(model: nn.Module, config: TrainConfig, spec: ImageSpec, precisions: Sequence[str]) -> dict[str, float]:
+    """The shortest of four small steps in each precision; they take turns."""
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
     batch = min(8, config.loop.global_batch)
     images = torch.zeros(batch, 3, spec.train_size, spec.train_size).to(memory_format=layout)
     statistics = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
-    for _ in range(3):
-        start = time.perf_counter()
-        with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
+    found: dict[str, list[float]] = {name: [] for name in precisions}
+    for name in 4 * list(precisions):
+        start = time.thread_time()
+        with torch.autocast("cpu", DTYPES[name], enabled=name != "fp32"):
             loss = model(images).float().square().mean()
         loss.backward()
         model.zero_grad(set_to_none=True)
-        yield time.perf_counter() - start
+        found[name].append(time.thread_time() - start)
     model.load_state_dict(statistics)
+    return {name: min(seconds) for name, seconds in found.items()}

@@ -16,6 +16,7 @@ from sports_ray.data.manifest import Manifest
 from sports_ray.engine.learner import choose_precision
 from sports_ray.errors import ConfigError, DataError
 from sports_ray.model.build import create, image_spec
+from sports_ray.model.depthwise import speed_up
 from sports_ray.orchestrate.plan import Plan, gpu_count, make_plan
 from sports_ray.orchestrate.tune import cluster_nodes
 from sports_ray.recipe import build_config
@@ -199,18 +200,16 @@ def _digest(spec: SweepSpec) -> str:
 def _settled(spec: SweepSpec, plans: Sequence[Plan]) -> SweepSpec:
     """With the precision of each backbone, which is measured where it is left open."""
     backbones = [
-        dataclasses.replace(one, precision=_precision(plan, spec.threads)) if one.precision == "auto" else one
+        dataclasses.replace(one, precision=_precision(plan)) if one.precision == "auto" else one
         for one, plan in zip(spec.backbones, plans, strict=True)
     ]
     return dataclasses.replace(spec, backbones=tuple(backbones))
 
 
-def _precision(plan: Plan, threads: int) -> str:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        model = create(plan.config.model, len(plan.manifest.classes), plan.config.data.image_size)
-        device = torch.device("cuda" if gpu_count() else "cpu")
-        return choose_precision(plan.config, model, image_spec(model, plan.config.data.image_size), device)
-    finally:
-        torch.set_num_threads(before)
+def _precision(plan: Plan) -> str:
+    """That of the model as a trial will train it."""
+    model = create(plan.config.model, len(plan.manifest.classes), plan.config.data.image_size)
+    device = torch.device("cuda" if gpu_count() else "cpu")
+    if device.type == "cpu" and not plan.config.model.compile:
+        speed_up(model)
+    return choose_precision(plan.config, model, image_spec(model, plan.config.data.image_size), device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from sports_ray.config import ClusterConfig
 from sports_ray.data.demo import draw_demo
 from sports_ray.engine.interval import commit_interval
 from sports_ray.errors import ConfigError
-from sports_ray.processes import below
+from sports_ray.processes import below, still_there
+from tests.support.running import Running
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,17 @@ def test_bench_start_lists_a_folder_twice_and_reads_it_once(tmp_path: Path) -> N
 
 def told(seconds: float, *events: tuple[float, str, str, int]) -> Told:
     return Told([{"at": at, "event": kind, "trial": name, "pid": pid} for at, kind, name, pid in events], seconds)
+
+
+def test_bench_that_is_told_to_end_takes_its_training_with_it(tmp_path: Path) -> None:
+    with Running(tmp_path, "bench", "start", "--rounds", "1") as running:
+        assert running.wait_until(
+            lambda: any("train" in Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in below(running.pid))
+        )
+        family = below(running.pid)
+        running.send(signal.SIGTERM)
+        assert running.end().code == 130
+    assert family and not still_there(family)
 
 
 def test_figures_of_a_sweep_compare_each_trial_with_the_same_run_after_another_in_a_warm_process() -> None:

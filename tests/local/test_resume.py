@@ -154,11 +154,11 @@ def announce(config: TrainConfig, moments: list[Moment]) -> None:
     ("precision", "processes", "model"),
     [
         ("fp32", 0, "test_resnet"),
-        ("fp32", 1, "test_vit"),
+        ("fp32", 1, "test_resnet"),
         ("fp32", 2, "test_resnet"),
         ("bf16", 0, "test_vit"),
         ("bf16", 1, "test_resnet"),
-        ("bf16", 2, "test_vit"),
+        ("bf16", 2, "test_resnet"),
     ],
 )
 def test_every_moment_of_two_epochs(
