@@ -19,6 +19,7 @@ BOARDS = ("leaderboard.json", "leaderboard.csv")
 def sweep(photographs: Path) -> list[str]:
     words = ["tune", "--data", str(photographs), "--models", "test_resnet,test_efficientnet", "--recipe", "quick"]
     words += ["--samples", "4", "--space", "optim.lr=log:1e-3..1e-2", "--epochs", "3", "--sweep", "nine"]
+    words += ["--precision", "fp32"]  # two sweeps may measure two precisions
     return [*words, "--set", f"data.classes={CLASSES}", "--cpus-per-trial", "1", "--max-concurrent", "2", "--json"]
 
 
