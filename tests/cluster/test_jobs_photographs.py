@@ -21,7 +21,7 @@ from tests.support.head import RAY, Head, ray_head, wait_for
 from tests.support.ranks import on_ranks
 from tests.support.runs import results
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(390)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "data.classes": "archery,baseball,basketball",
