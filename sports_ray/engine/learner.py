@@ -202,7 +202,9 @@ def choose_precision(config: TrainConfig, model: nn.Module, spec: ImageSpec, dev
     return "bf16" if seconds["bf16"] < 0.85 * seconds["fp32"] else "fp32"
 
 
-def _core_seconds(model: nn.Module, config: TrainConfig, spec: ImageSpec, precisions: Sequence[str]) -> dict[str, float]:
+def _core_seconds(
+    model: nn.Module, config: TrainConfig, spec: ImageSpec, precisions: Sequence[str]
+) -> dict[str, float]:
     """The shortest of four small steps in each precision; they take turns."""
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
     batch = min(8, config.loop.global_batch)
