@@ -116,10 +116,9 @@ def commit_age(run_dir: RunDir, commit: CommitId) -> float | None:
 
 
 def _epochs_done(run_dir: RunDir) -> int:
-    """As `plan.finished_epochs`; weights that are damaged count as not there: the command to go on writes them again."""
+    """Weights that are damaged count as not there: the command to go on writes them again."""
     with suppress(SportsRayError, *_MALFORMED):
-        sidecar = run_dir.describe_weights("last")
-        return int(sidecar["epochs"]) if sidecar else 0
+        return run_dir.finished_epochs()
     return 0
 
 

@@ -191,7 +191,7 @@ def _continued(plan: Plan, record: dict[str, Any], extend: str) -> Plan:
         plan,
         config=config,
         schedule=Schedule.of(config, plan.schedule.train_images, plan.schedule.val_images),
-        status="finished" if finished_epochs(plan.run_dir) >= config.loop.epochs else "resume",
+        status="finished" if plan.run_dir.finished_epochs() >= config.loop.epochs else "resume",
         lengthened=config.loop.epochs > before,
     )
 
@@ -200,14 +200,8 @@ def _stopped_at(plan: Plan, epochs: int) -> int:
     """The epoch in which early stopping ended the run, which had so many; 0: it did not."""
     last = plan.run_dir.describe_weights("last")
     each = plan.schedule.steps_per_epoch
-    over = last is not None and last["epochs"] >= epochs and last["step"] < epochs * each
+    over = last is not None and plan.run_dir.finished_epochs() >= epochs and last["step"] < epochs * each
     return last["step"] // each if last is not None and over else 0
-
-
-def finished_epochs(run_dir: RunDir) -> int:
-    """Epochs for which the run was trained to its end; 0 if it never was."""
-    sidecar = run_dir.describe_weights("last")
-    return int(sidecar["epochs"]) if sidecar else 0
 
 
 def _data_facts(plan: Plan) -> dict[str, Any]:

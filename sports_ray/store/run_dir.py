@@ -201,6 +201,11 @@ class RunDir:
         """The sidecar of published weights, without loading them; None if there are none, or not the whole pair."""
         return weights.describe(self.storage, name)
 
+    def finished_epochs(self) -> int:
+        """Epochs for which the run was trained to its end: both weights are there. 0 if it never was."""
+        sidecars = [self.describe_weights(name) for name in ("last", "best")]
+        return min(int(sidecar["epochs"]) if sidecar else 0 for sidecar in sidecars)
+
     def _readable(self, read: Callable[[], bytes | bytearray | None]) -> bytes | bytearray:
         try:
             return read() or b""

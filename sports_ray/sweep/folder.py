@@ -107,8 +107,7 @@ class SweepDir:
     def finished_epochs(self, trial: str) -> int:
         """Epochs for which the trial was trained to its end, as far as its weights tell."""
         with suppress(SportsRayError):
-            sidecar = self.run_dir(trial).describe_weights("last")
-            return int(sidecar["epochs"]) if sidecar else 0
+            return self.run_dir(trial).finished_epochs()
         return 0
 
     def drop_weights(self, trial: str) -> None:

@@ -23,6 +23,7 @@ from sports_ray.data.demo import draw_demo
 from tests.support.killed import in_memory
 from tests.support.moments import Moment
 from tests.support.runs import (
+    commit_record,
     left_half_written,
     moments_of,
     results,
@@ -103,6 +104,17 @@ def test_run_killed_at_any_moment_equals_the_unbroken_run(
     moments = moments_of(config)
     dice = Random(f"{date.today()} {precision} {processes}")
     prove(config, [drawn(dice, [one for one in moments if lane_of(one) == lane]) for lane in LANES_OF_DEATH], threads=2)
+
+
+@pytest.mark.parametrize("stops_early", [False, True])
+def test_run_killed_between_its_two_weights_is_not_finished(photos: Path, memory: Path, stops_early: bool) -> None:
+    """Last and best weights come one after the other, after the last checkpoint: nothing else is left to do."""
+    still = {"optim__lr": 1e-9, "loop__early_stop": 1, "loop__epochs": 4}
+    config = small_config(photos, memory, **(still if stops_early else {}))
+    moments = [moment for moment in moments_of(config) if moment.kind == "commit replace"][-3:]
+    newest = max((memory / "run" / "checkpoints").glob("step-*"))
+    assert commit_record(newest)["state"]["stopped_early"] is stops_early
+    prove(config, moments, threads=2)
 
 
 def test_run_killed_again_and_again_equals_the_unbroken_run(

@@ -110,7 +110,10 @@ def _train_here(settings: Mapping[str, Any]) -> None:
     from sports_ray.orchestrate.local import train_here
     from sports_ray.orchestrate.plan import make_plan
 
-    outcome = train_here(make_plan(config_from_dict(settings)), lambda event: None)
+    plan = make_plan(config_from_dict(settings))
+    if plan.status == "finished":  # as `sports-ray train` says: it leaves such a run alone
+        raise SystemExit(0)
+    outcome = train_here(plan, lambda event: None)
     raise SystemExit(75 if outcome.status == "paused" else 0)
 
 

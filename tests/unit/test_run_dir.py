@@ -188,3 +188,16 @@ def test_sidecar_holds_the_hash_and_equal_weights_have_equal_files(run: RunDir) 
     run.publish_weights("best", OLD, {"epochs": 1})
     run.publish_weights("best", NEW, {"epochs": 2})
     assert [(path.name, path.read_bytes()) for path in sorted(folder.iterdir())] == first
+
+
+@pytest.mark.parametrize("missing", ["best.safetensors", "best.json", "last.safetensors", "last.json"])
+def test_run_is_finished_when_both_its_weights_are_there(run: RunDir, missing: str) -> None:
+    assert run.finished_epochs() == 0
+    run.publish_weights("last", OLD, {"epochs": 4})
+    assert run.finished_epochs() == 0, "its best weights are still to come"
+    run.publish_weights("best", NEW, {"epochs": 2})
+    assert run.finished_epochs() == 2, "the best weights are of the time before the run was made longer"
+    run.publish_weights("best", NEW, {"epochs": 4})
+    assert run.finished_epochs() == 4
+    run.storage.delete(f"weights/{missing}")
+    assert run.finished_epochs() == 0
