@@ -18,9 +18,9 @@ from sports_ray.bench.figure import Figure, Say, median, ratio, take_turns
 from sports_ray.bench.photos import enlarged, listed, photographs
 from sports_ray.config import AugmentConfig, DataConfig, ImageSpec
 from sports_ray.data.files import open_files
-from sports_ray.data.loader import Request, stream
+from sports_ray.data.loader import stream
 from sports_ray.data.manifest import Manifest
-from sports_ray.data.order import spans, steps_per_epoch
+from sports_ray.data.order import Request, spans, steps_per_epoch
 
 BATCH = 32
 SCALE = (0.35, 1.0)

@@ -19,7 +19,7 @@ from sports_ray.stops import Stops, own_start
 
 if TYPE_CHECKING:
     from sports_ray.config import TrainConfig
-    from sports_ray.engine.run import Outcome
+    from sports_ray.engine.link import Outcome
     from sports_ray.orchestrate.plan import Plan
 
 EXAMPLES = """

@@ -8,7 +8,7 @@ from sports_ray.cli.show import Show, duration
 
 if TYPE_CHECKING:
     from sports_ray.data.manifest import Manifest
-    from sports_ray.engine.run import Outcome
+    from sports_ray.engine.link import Outcome
     from sports_ray.orchestrate.plan import Plan
 
 
@@ -110,8 +110,7 @@ def show_pause(plan: Plan, outcome: Outcome, show: Show, command: str) -> None:
 def show_summary(plan: Plan, show: Show) -> None:
     """Scores with their interval, where the weights lie, and what to do next."""
     from sports_ray.engine.record import time_facts
-    from sports_ray.score.main_score import NAMES, score_name, score_of
-    from sports_ray.score.tally import wilson
+    from sports_ray.score.main_score import NAMES, score_name, score_of, wilson
 
     run_dir = plan.run_dir
     where = run_dir.storage.uri

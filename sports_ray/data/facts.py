@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sports_ray.data.inspect import VERSION, Facts, inspect
+from sports_ray.remembered import place_of, recall, remember
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,9 +94,7 @@ def _facts_table(facts: list[Facts]) -> pa.Table:
 
 def _place(listing: Listing, max_pixels: int, cache_dir: Path | None) -> Path:
     """One file for a source and all that the facts depend on besides the files."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sports-ray"
-    key = hashlib.sha256(f"{VERSION}\0{max_pixels}\0{listing.source}".encode()).hexdigest()
-    return Path(cache_dir or home) / f"facts-{key[:24]}.arrow"
+    return place_of("facts", f"{VERSION}\0{max_pixels}\0{listing.source}", cache_dir)
 
 
 def _recall(place: Path) -> pa.Table:
@@ -107,17 +103,14 @@ def _recall(place: Path) -> pa.Table:
 
     keys = [pa.array([], kind) for kind in (pa.string(), pa.int64(), pa.int64(), pa.uint64())]
     nothing = pa.table([*keys, *_facts_table([]).columns], names=[*_KEYS, *Facts._fields])
+    content = recall(place)
     try:
-        data = place.read_bytes()
-        if hashlib.sha256(data[32:]).digest() != data[:32]:
-            return nothing
-        return pa.ipc.open_file(pa.py_buffer(data[32:])).read_all().combine_chunks()
-    except (OSError, pa.ArrowException):
+        return nothing if content is None else pa.ipc.open_file(pa.py_buffer(content)).read_all().combine_chunks()
+    except pa.ArrowException:
         return nothing
 
 
 def _remember(place: Path, keys: pa.Table, facts: pa.Table) -> None:
-    """Write a digest and the table behind it, in one move: a reader sees the old file or the new one, whole."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -126,14 +119,7 @@ def _remember(place: Path, keys: pa.Table, facts: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    data = sink.getvalue()
-    with contextlib.suppress(OSError):  # a read-only home is no reason not to train
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=place.parent, prefix=place.stem, suffix=".tmp")
-        with open(handle, "wb") as file:
-            file.write(hashlib.sha256(data).digest())
-            file.write(data)
-        os.replace(name, place)
+    remember(place, sink.getvalue())
 
 
 def _match(listed: pa.Table, remembered: pa.Table) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from sports_ray.data.cache import PixelCache, budget_bytes
 from sports_ray.data.decode import open_image
 from sports_ray.data.files import open_files
 from sports_ray.data.label_sets import matrix
-from sports_ray.data.order import Orders
+from sports_ray.data.order import Orders, Request
 from sports_ray.data.pool import Pool
 from sports_ray.data.sampler import Sampler
 from sports_ray.errors import DataError
@@ -35,15 +35,6 @@ if TYPE_CHECKING:
 _AHEAD = 2
 _SHRINKS = (1, 2, 4, 8)
 _SLOTS_AT_ONCE = 1 << 16
-
-
-class Request(NamedTuple):
-    split: Literal["train", "val"]
-    epoch: int
-    """-1 for val."""
-    start: int
-    """Positions [start, stop) in the epoch's order; for val: rows."""
-    stop: int
 
 
 class Batch(NamedTuple):

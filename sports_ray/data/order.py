@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,17 @@ _WORD = (1 << 64) - 1
 _WORDS_PER_BLOCK = 4
 _AHEAD_FROM = 1_000_000
 """Images from which on an order takes long enough to be computed by a thread beside."""
+
+
+class Request(NamedTuple):
+    """A stretch of the stream, as a loader is asked for it."""
+
+    split: Literal["train", "val"]
+    epoch: int
+    """-1 for val."""
+    start: int
+    """Positions [start, stop) in the epoch's order; for val: rows."""
+    stop: int
 
 
 def generator(seed: int, domain: int, *counter: int) -> np.random.Generator:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from sports_ray.data.pack import NAME, FileEntry, PackRecord
 from sports_ray.errors import DataError, StorageError
+from sports_ray.remembered import home
 from sports_ray.store.local import LocalStorage
 from sports_ray.store.storage import Storage, is_temporary, open_storage
 
@@ -58,8 +59,7 @@ class Cache:
     """The folder of all packs of a machine."""
 
     def __init__(self, folder: str, limit_gb: float) -> None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
-        self.folder = Path(folder).expanduser().absolute() if folder else Path(home, "sports-ray", "packs")
+        self.folder = Path(folder).expanduser().absolute() if folder else home() / "packs"
         self._limit_gb = limit_gb
 
     def enter(self, key: str) -> Path:

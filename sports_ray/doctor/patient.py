@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from sports_ray.config import AugmentConfig, ImageSpec, TrainConfig
-from sports_ray.data.loader import Batch, Request, stream
+from sports_ray.data.loader import Batch, stream
 from sports_ray.data.manifest import Manifest
+from sports_ray.data.order import Request
 from sports_ray.data.sampler import Sampler
 from sports_ray.engine.learner import Learner, Progress, build_learner
 from sports_ray.engine.multilabel import loss_of

@@ -18,7 +18,7 @@ from sports_ray.data.loader import Batch
 from sports_ray.doctor.check import Check, Severity
 from sports_ray.doctor.patient import Patient, facts_of
 from sports_ray.model.optim import create_optimizer, set_learning_rate
-from sports_ray.score.tally import wilson
+from sports_ray.score.main_score import wilson
 
 NOT_LEARNED = 0.9
 """Share of the loss of guessing, ln(classes), which the training loss has to fall below."""

@@ -1,11 +1,31 @@
-"""What the engine asks of whoever runs it, and the twin for a run inside this process."""
+"""What the engine asks of whoever runs it, what it returns, and the twin for a run inside this process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sports_ray.stops import Stops
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a stretch of training ended."""
+
+    status: str
+    """done or paused."""
+    reason: str
+    """Why it paused; empty when done."""
+    step: int
+    """Steps done that are safe in the store."""
+    total_steps: int
+    lost: int = 0
+    """Steps done that the store did not take."""
+    cure: str = ""
+    """What would mend that."""
+    note: str = ""
+    """Why no step was done in this session, where that is worth a word."""
 
 
 class Link(Protocol):

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from sports_ray.errors import StorageError
 from sports_ray.store.run_dir import RunDir
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ def write_scalars(run_dir: RunDir, history: Sequence[Mapping[str, Any]]) -> None
 
 def system_facts(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the run's record: bits are promised for equal ones only."""
+    import torch
+
     packages = (
         "sports-ray",
         "torch",

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from sports_ray.data.manifest import Manifest
 from sports_ray.engine.evaluate import add_batch, empty_sums, summarise
 from sports_ray.engine.guard import Watchdog
 from sports_ray.engine.ledger import chained
-from sports_ray.engine.link import Link
+from sports_ray.engine.link import Link, Outcome
 from sports_ray.engine.memory import settled_objects
 from sports_ray.engine.save import SAVE_SECONDS, commit, commit_is_due, finish, lost, watch_store
 from sports_ray.engine.session import Session, loader_config, loader_processes, open_session
@@ -32,25 +31,6 @@ logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 60.0
 """How long an ending process waits for a commit that is still being written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a stretch of training ended."""
-
-    status: str
-    """done or paused."""
-    reason: str
-    """Why it paused; empty when done."""
-    step: int
-    """Steps done that are safe in the store."""
-    total_steps: int
-    lost: int = 0
-    """Steps done that the store did not take."""
-    cure: str = ""
-    """What would mend that."""
-    note: str = ""
-    """Why no step was done in this session, where that is worth a word."""
 
 
 def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, world: World, lease: str = "") -> Outcome:

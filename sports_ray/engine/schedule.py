@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sports_ray.config import TrainConfig
-from sports_ray.data.loader import Request
-from sports_ray.data.order import spans, steps_per_epoch, worker_lanes
+from sports_ray.data.order import Request, spans, steps_per_epoch, worker_lanes
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 from sports_ray.config import ExtensionConfig, TrainConfig
 from sports_ray.errors import ConfigError, RunError
-from sports_ray.model.optim import default_lr, learning_rate
 
 DEFAULT = "stretch"
 MEANING = {
@@ -67,6 +66,8 @@ def check_new(name: str, asked: str) -> None:
 
 def newest_words(config: TrainConfig, steps_per_epoch: int) -> str:
     """What the newest extension does to the rate, for people."""
+    from sports_ray.model.optim import default_lr, learning_rate
+
     last, loop = config.loop.extensions[-1], config.loop
     peak = default_lr(config.optim, loop.global_batch, config.model.weights == "none")
     first = last.after * steps_per_epoch

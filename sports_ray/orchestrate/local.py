@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from sports_ray.engine.link import InProcessLink
-from sports_ray.engine.run import Outcome, run
+from sports_ray.engine.link import InProcessLink, Outcome
+from sports_ray.engine.run import run
 from sports_ray.engine.world import World
 from sports_ray.orchestrate.plan import Plan, write_record
 from sports_ray.stops import Stops

@@ -1,4 +1,6 @@
-"""Settles all that a run needs before anything starts: every mistake of the user's ends here, before any worker."""
+"""Settles all that a run needs before anything starts: every mistake of the user's ends here, before any worker.
+
+torch is imported only where it is needed: to check a model for the first time, and the weights of a new run."""
 
 from __future__ import annotations
 
@@ -11,19 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sports_ray import __version__
-from sports_ray.config import TrainConfig
-from sports_ray.data import augment, folds, sampler
+from sports_ray.config import LossConfig, TrainConfig
+from sports_ray.data import folds, policy, sampler
 from sports_ray.data.manifest import Manifest, build_manifest
 from sports_ray.data.sampler import Sampler
-from sports_ray.engine.multilabel import check_labels, label_facts
 from sports_ray.engine.schedule import Schedule
 from sports_ray.errors import ConfigError, DataError, RunError, WeightsError
-from sports_ray.model.build import create, image_spec, parameter_count, resolve_name, trainable
-from sports_ray.model.head import check_head
-from sports_ray.model.weights import load_weights
+from sports_ray.model.facts import full_name, model_facts
 from sports_ray.orchestrate.extend import check_new, extended, record_extension
 from sports_ray.recipe import changed_keys, config_from_dict, config_to_dict, digest, identity
 from sports_ray.store.run_dir import RunDir
@@ -73,14 +70,13 @@ def make_plan(
     config, workers, gpus = _checked(config)
     manifest = manifest or build_manifest(config.data, progress=progress)
     train, val = manifest.rows("train").num_rows, manifest.rows("val").num_rows
-    check_labels(config, manifest)
+    if config.loss != LossConfig():
+        from sports_ray.engine.multilabel import check_labels
+
+        check_labels(config, manifest)
     if not train:
         raise DataError("training images", got="none", want="at least one", cure="see `sports-ray data scan`")
-    with torch.device("meta"):
-        model = create(config.model, len(manifest.classes), config.data.image_size)
-    for phase in config.loop.phases:
-        trainable(model, phase.train)
-    parameters = parameter_count(model)
+    model = model_facts(config, len(manifest.classes))
     name = config.store.run or f"{re.sub(r'[^A-Za-z0-9._-]', '_', given_name)}-{digest(config, manifest.fingerprint())}"
     store = config.store.root if "://" in config.store.root else _local_store(config.store.root)
     config = dataclasses.replace(config, store=dataclasses.replace(config.store, root=store, run=name))
@@ -92,9 +88,9 @@ def make_plan(
         schedule=Schedule.of(config, len(Sampler.of(config, manifest)), val),
         workers=workers,
         gpus=gpus,
-        parameters=parameters,
-        checkpoint_bytes=checkpoint_size(config, parameters),
-        image_size=image_spec(model, config.data.image_size).train_size,
+        parameters=model.parameters,
+        checkpoint_bytes=checkpoint_size(config, model.parameters),
+        image_size=model.image_size,
         status="new",
         notes=manifest.notes,
     )
@@ -102,8 +98,8 @@ def make_plan(
     if record is not None:
         return _continued(plan, record, extend)
     check_new(name, extend)
-    # On the meta device loading only compares: weights that do not fit, or cannot be had, are told before any worker starts.
-    load_weights(model, config.model.weights, config.model.name, manifest.classes)
+    if config.model.weights != "none":
+        _check_coverage(config, manifest)
     return plan
 
 
@@ -118,7 +114,7 @@ def _checked(config: TrainConfig) -> tuple[TrainConfig, tuple[int, int], int]:
     _check_weights(config.model.weights)
     for check in (folds.check, sampler.check):
         check(config.data)
-    augment.check(config.augment)
+    policy.parse(config.augment.policy)
     gpus = gpu_count() if config.cluster.gpus < 0 else config.cluster.gpus
     workers = parse_workers(config.cluster.workers, min(gpus, config.loop.lanes))
     if workers[1] > config.loop.lanes:
@@ -128,9 +124,21 @@ def _checked(config: TrainConfig) -> tuple[TrainConfig, tuple[int, int], int]:
             want=f"at most loop.lanes = {config.loop.lanes}",
             cure=f"--set loop.lanes={workers[1]}",
         )
-    check_head(config.model.head, config.loop, workers[1])
-    model = dataclasses.replace(config.model, name=resolve_name(config.model.name))
+    model = dataclasses.replace(config.model, name=full_name(config, workers[1]))
     return dataclasses.replace(config, model=model), workers, gpus
+
+
+def _check_coverage(config: TrainConfig, manifest: Manifest) -> None:
+    """Weights that do not fit, or cannot be had, are told before any worker starts: on the meta device loading only
+    compares."""
+    import torch
+
+    from sports_ray.model.build import create
+    from sports_ray.model.weights import load_weights
+
+    with torch.device("meta"):
+        model = create(config.model, len(manifest.classes), config.data.image_size)
+    load_weights(model, config.model.weights, config.model.name, manifest.classes)
 
 
 def checkpoint_size(config: TrainConfig, parameters: int) -> int:
@@ -153,6 +161,12 @@ def parse_workers(text: str, gpus: int) -> tuple[int, int]:
 
 
 def gpu_count() -> int:
+    """GPUs of this machine that torch can use. Where Linux has no device of any, it is not asked: its import takes long."""
+    devices = [*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/kfd"), Path("/dev/dxg")]
+    if sys.platform == "linux" and not any(device.exists() for device in devices):
+        return 0
+    import torch
+
     return torch.cuda.device_count()
 
 
@@ -221,6 +235,11 @@ def write_record(plan: Plan) -> None:
     record = run_dir.read_record()
     run_dir.write_manifest(plan.manifest.to_bytes())
     if record is None:
+        labels: dict[str, Any] = {}
+        if plan.manifest.multilabel:
+            from sports_ray.engine.multilabel import label_facts
+
+            labels["multilabel"] = label_facts(plan.config, plan.manifest)
         run_dir.create(
             {
                 "format": 1,
@@ -228,7 +247,7 @@ def write_record(plan: Plan) -> None:
                 "identity": identity(plan.config),
                 "classes": list(plan.manifest.classes),
                 "data": _data_facts(plan),
-                **({"multilabel": label_facts(plan.config, plan.manifest)} if plan.manifest.multilabel else {}),
+                **labels,
                 "extensions": [],
                 "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
                 "version": __version__,

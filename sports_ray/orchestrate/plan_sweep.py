@@ -9,14 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from sports_ray.config import TrainConfig
 from sports_ray.data.manifest import Manifest
-from sports_ray.engine.learner import choose_precision
 from sports_ray.errors import ConfigError, DataError
-from sports_ray.model.build import create, image_spec
-from sports_ray.model.depthwise import speed_up
 from sports_ray.orchestrate.plan import Plan, gpu_count, make_plan
 from sports_ray.orchestrate.tune import cluster_nodes
 from sports_ray.recipe import build_config
@@ -208,6 +203,12 @@ def _settled(spec: SweepSpec, plans: Sequence[Plan]) -> SweepSpec:
 
 def _precision(plan: Plan) -> str:
     """That of the model as a trial will train it."""
+    import torch
+
+    from sports_ray.engine.learner import choose_precision
+    from sports_ray.model.build import create, image_spec
+    from sports_ray.model.depthwise import speed_up
+
     model = create(plan.config.model, len(plan.manifest.classes), plan.config.data.image_size)
     device = torch.device("cuda" if gpu_count() else "cpu")
     if device.type == "cpu" and not plan.config.model.compile:

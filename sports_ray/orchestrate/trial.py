@@ -18,8 +18,8 @@ from typing import Any
 from ray import tune
 
 from sports_ray.data.manifest import Manifest
+from sports_ray.engine.link import Outcome
 from sports_ray.engine.record import log_to_file
-from sports_ray.engine.run import Outcome
 from sports_ray.errors import NonFiniteError, RunError, UserError
 from sports_ray.orchestrate.plan import Plan, make_plan
 from sports_ray.stops import Stops

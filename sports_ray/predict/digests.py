@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import NamedTuple
 
 from sports_ray.data.files import Files, open_files
 from sports_ray.data.inspect import sniff
+from sports_ray.remembered import place_of, recall, remember
 
 Progress = Callable[[int, int], None]
 _CHUNK = 64
@@ -42,7 +41,7 @@ def digests(
     files = open_files(root)
     if (packed := _packed(files, paths, stats)) is not None:
         return packed
-    place = _place(root, home)
+    place = place_of("digests", root, home)
     known = _recall(place)
     found = {
         path: kept for path, stat in zip(paths, stats, strict=True) if (kept := known.get(path, stat))[:3] == stat[:3]
@@ -93,33 +92,19 @@ def _read(files: Files, path: str, stat: Digest) -> Digest:
     return stat._replace(sha256=hashlib.sha256(data).hexdigest(), is_image=bool(sniff(data)))
 
 
-def _place(root: str, home: Path | None) -> Path:
-    folder = home or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sports-ray"
-    return folder / f"digests-{hashlib.sha256(root.encode()).hexdigest()[:24]}.txt"
-
-
 def _recall(place: Path) -> dict[str, Digest]:
     try:
-        head, _, body = place.read_bytes().partition(b"\n")
-        if head.decode() != hashlib.sha256(body).hexdigest():
-            return {}
-        rows = [line.split("\t", 5) for line in body.decode().splitlines()]
-    except (OSError, ValueError):
+        rows = [line.split("\t", 5) for line in bytes(recall(place) or b"").decode().splitlines()]
+    except ValueError:
         return {}
     return {row[5]: Digest(int(row[0]), int(row[1]), int(row[2]), row[3], row[4] == "1") for row in rows}
 
 
 def _remember(place: Path, found: dict[str, Digest]) -> None:
-    """The sha256 of the rest in the first line, then a line a file; in one move, so that a reader sees old or new, whole."""
+    """A line a file."""
     rows = [
         f"{one.size}\t{one.mtime_ns}\t{one.inode}\t{one.sha256}\t{int(one.is_image)}\t{path}\n"
         for path, one in found.items()
         if one.sha256 and "\n" not in path and "\r" not in path and path.splitlines() == [path]
     ]
-    body = "".join(rows).encode(errors="surrogateescape")
-    with contextlib.suppress(OSError):  # a read-only home is no reason not to predict
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=place.parent, prefix=place.stem, suffix=".tmp")
-        with open(handle, "wb") as file:
-            file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        os.replace(name, place)
+    remember(place, "".join(rows).encode(errors="surrogateescape"))

@@ -10,9 +10,8 @@ from sports_ray.report.markup import Child, Html, el, join
 from sports_ray.report.read_run import RunRecord
 from sports_ray.report.section import Section, figure, folded, table, tile
 from sports_ray.report.words import NOTHING, count, decimal, is_number, percent, plural, points, span
-from sports_ray.score.main_score import score_name
+from sports_ray.score.main_score import score_name, wilson
 from sports_ray.score.progress import learning_progress
-from sports_ray.score.tally import wilson
 
 RATE_POINTS = 240
 """Places at which the learning rate is computed for its curve."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from sports_ray.errors import DataError
+from sports_ray.score.main_score import wilson
 from sports_ray.score.multiclass import Counts
 from sports_ray.score.rows import Ints
-from sports_ray.score.tally import wilson
 
 Groups = Mapping[str, Mapping[str, str]]
 """Column -> class -> group, such as {"place": {"archery": "outdoor"}}."""

@@ -13,9 +13,9 @@ from sports_ray.errors import DataError
 from sports_ray.score.breakdown import Groups, by_frequency, by_group
 from sports_ray.score.calibrate import ece, reliability
 from sports_ray.score.compare import compare
+from sports_ray.score.main_score import wilson
 from sports_ray.score.multiclass import confused_pairs, confusion, extremes, nll, per_class, worst
 from sports_ray.score.rows import Facts, Ints, Rows, read_facts
-from sports_ray.score.tally import wilson
 
 Kind = Literal["member", "view", "ensemble"]
 

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from sports_ray.errors import DataError
 from sports_ray.score.compare import compare, resampled
 from sports_ray.score.evaluate import Candidate, described
-from sports_ray.score.main_score import MULTILABEL
+from sports_ray.score.main_score import MULTILABEL, wilson
 from sports_ray.score.multilabel import Bools, Vector, chosen, mean_of_defined, scores_of, sound_rows
 from sports_ray.score.rows import FLOOR, Floats, Ints, Rows
-from sports_ray.score.tally import wilson
 
 RESAMPLES = 200
 WORST = 50

@@ -1,7 +1,9 @@
-"""The score that chooses: accuracy where each photograph shows one class, mean average precision where it shows several."""
+"""The score that chooses: accuracy where each photograph shows one class, mean average precision where it shows several;
+and how sure an accuracy is."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,3 +24,13 @@ def score_of(line: Line) -> Any:
     """The score of the weights that are published: the EMA's where there is one; None if the line has none."""
     name = score_name(line)
     return line.get(f"ema_val_{name}", line.get(f"val_{name}"))
+
+
+def wilson(correct: int, images: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval of an accuracy (Wilson 1927), both ends in [0, 1]; z = 1.96 for 95 %."""
+    if images == 0:
+        return 0.0, 1.0
+    share, spread = correct / images, z * z / images
+    center = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / images + spread / (4 * images))
+    return max(0.0, center - half), min(1.0, center + half)

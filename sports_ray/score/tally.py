@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -44,13 +42,3 @@ def scores(sums: list[int], prefix: str = "") -> dict[str, float]:
         f"{prefix}val_acc5": correct5 / images,
         f"{prefix}val_loss": loss * LOSS_UNIT / images,
     }
-
-
-def wilson(correct: int, images: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of an accuracy (Wilson 1927), both ends in [0, 1]; z = 1.96 for 95 %."""
-    if images == 0:
-        return 0.0, 1.0
-    share, spread = correct / images, z * z / images
-    center = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / images + spread / (4 * images))
-    return max(0.0, center - half), min(1.0, center + half)

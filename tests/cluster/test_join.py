@@ -66,3 +66,37 @@ def test_address_where_nobody_answers_is_an_error_at_once(monkeypatch: pytest.Mo
         join.reach(f"127.0.0.1:{port}")
     with pytest.raises(ConfigError, match="no Ray cluster answers at nowhere.invalid:1"):
         join.reach("nowhere.invalid:1")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_driver_of_known_models_goes_without_torch(
+    ray_session: None, photos: Path, tmp_path: Path, command: str
+) -> None:
+    """It waits for others, for hours: without torch it begins 4 s earlier, and takes 400 MB less of the machine."""
+    words = [
+        sys.executable,
+        "-m",
+        "sports_ray",
+        command,
+        "--data",
+        str(photos),
+        "--weights",
+        "none",
+        "--precision",
+        "fp32",
+    ]
+    words += ["--set", "data.image_size=32", "--set", "loop.global_batch=12", "--epochs", "3"]
+    train, tune = (
+        ["--model", "test_resnet"],
+        ["--models", "test_resnet", "--samples", "2", "--space", "optim.lr=1e-3,2e-3"],
+    )
+    words += train if command == "train" else tune
+    place = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    subprocess.run([*words, "--dry-run"], cwd=tmp_path, env=place, check=True, capture_output=True)
+    with subprocess.Popen([*words, "--json"], cwd=tmp_path, env=place, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert any('"event": "evaluated"' in line for line in driver.stdout)
+        assert "libtorch" not in Path(f"/proc/{driver.pid}/maps").read_text()
+        rest = driver.stdout.read()
+    assert driver.returncode == 0 and '"event": "next"' in rest

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sports_ray.config import TrainConfig
 from sports_ray.data.demo import draw_demo
-from sports_ray.data.loader import Request, stream
+from sports_ray.data.loader import stream
 from sports_ray.data.manifest import Manifest
+from sports_ray.data.order import Request
 from sports_ray.errors import RunError
 from sports_ray.model.build import create, image_spec
 from sports_ray.orchestrate.plan import make_plan

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from sports_ray.config import TrainConfig
 from sports_ray.data.demo_objects import draw_objects
 from sports_ray.data.label_sets import matrix
-from sports_ray.data.loader import Request, stream
+from sports_ray.data.loader import stream
 from sports_ray.data.manifest import Manifest
+from sports_ray.data.order import Request
 from sports_ray.model.build import create, image_spec
 from sports_ray.score.multilabel import fit_thresholds, sigmoid
 from sports_ray.store.commit import read_commit

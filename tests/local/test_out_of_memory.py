@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from sports_ray.data.demo import draw_demo
-from sports_ray.data.loader import Batch, Request
+from sports_ray.data.loader import Batch
+from sports_ray.data.order import Request
 from sports_ray.engine.evaluate import add_batch, empty_sums
 from sports_ray.engine.learner import Progress
 from sports_ray.engine.step import optimiser_step

@@ -106,7 +106,7 @@ def test_run_killed_at_any_moment_equals_the_unbroken_run(
     prove(config, [drawn(dice, [one for one in moments if lane_of(one) == lane]) for lane in LANES_OF_DEATH], threads=2)
 
 
-@pytest.mark.parametrize("stops_early", [False, True])
+@pytest.mark.parametrize("stops_early", [pytest.param(False, marks=pytest.mark.long), True])
 def test_run_killed_between_its_two_weights_is_not_finished(photos: Path, memory: Path, stops_early: bool) -> None:
     """Last and best weights come one after the other, after the last checkpoint: nothing else is left to do."""
     still = {"optim__lr": 1e-9, "loop__early_stop": 1, "loop__epochs": 4}

@@ -28,7 +28,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_rank(world: World, settings: dict[str, Any], stop_at: int, ledger: str) -> dict[str, Any]:
     """Trains on one rank; stops, all ranks together, when `stop_at` steps were done; writes what it consumed."""
     from sports_ray.data import augment
-    from sports_ray.data.loader import Reader, Request
+    from sports_ray.data.loader import Reader
+    from sports_ray.data.order import Request
     from sports_ray.engine import gradient
     from sports_ray.engine.link import InProcessLink
     from sports_ray.engine.run import run

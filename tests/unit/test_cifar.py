@@ -20,8 +20,9 @@ from sports_ray.config import AugmentConfig, DataConfig, ImageSpec
 from sports_ray.data.cifar_file import read_class_names, read_python_batch, read_values
 from sports_ray.data.decode import decode
 from sports_ray.data.files import open_files
-from sports_ray.data.loader import Request, stream
+from sports_ray.data.loader import stream
 from sports_ray.data.manifest import build_manifest
+from sports_ray.data.order import Request
 from sports_ray.data.pack_write import write_pack
 from sports_ray.data.scan import scan
 from sports_ray.errors import DataError

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sports_ray.data.loader import Batch, Request
+from sports_ray.data.loader import Batch
+from sports_ray.data.order import Request
 from sports_ray.engine.evaluate import add_batch, empty_sums, summarise
 from sports_ray.engine.learner import Learner, Progress
 from sports_ray.engine.schedule import Schedule

@@ -18,7 +18,7 @@ from tests.support.shell import sports_ray as shell
 PACKAGE = Path(sports_ray.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
-    "errors": 0, "stops": 0, "processes": 0, "checked": 1, "config": 2, "recipe": 3, "store": 3,
+    "errors": 0, "stops": 0, "processes": 0, "remembered": 0, "checked": 1, "config": 2, "recipe": 3, "store": 3,
     "data": 4, "model": 4, "score": 4,
     "engine": 5, "predict": 5, "sweep": 6, "export": 6, "report": 7, "orchestrate": 7,
     "bench": 8, "chaos": 8, "doctor": 8, "cli": 9,

@@ -23,9 +23,9 @@ from sports_ray.config import AugmentConfig, DataConfig, ImageSpec
 from sports_ray.data.augment import apply, evaluate, sample_params, shrink
 from sports_ray.data.cache import PixelCache, budget_bytes
 from sports_ray.data.decode import decode, open_image
-from sports_ray.data.loader import Batch, Request, stream
+from sports_ray.data.loader import Batch, stream
 from sports_ray.data.manifest import Manifest
-from sports_ray.data.order import order
+from sports_ray.data.order import Request, order
 from sports_ray.errors import DataError, TrainingError
 
 TRAIN, VAL, SEED = 21, 5, 11

@@ -11,8 +11,9 @@ import pytest
 
 from sports_ray.config import DataConfig
 from sports_ray.data.label_sets import matrix
-from sports_ray.data.loader import Reader, Request
+from sports_ray.data.loader import Reader
 from sports_ray.data.manifest import Manifest, build_manifest
+from sports_ray.data.order import Request
 from sports_ray.data.pack_write import write_pack
 from sports_ray.data.scan import scan
 from sports_ray.errors import DataError

@@ -17,8 +17,9 @@ from sports_ray.bench.pack import opened, write_synthetic
 from sports_ray.config import AugmentConfig, DataConfig, ImageSpec
 from sports_ray.data.demo import draw_demo
 from sports_ray.data.files import open_files
-from sports_ray.data.loader import Batch, Request, stream
+from sports_ray.data.loader import Batch, stream
 from sports_ray.data.manifest import Manifest, build_manifest
+from sports_ray.data.order import Request
 from sports_ray.data.pack import PackRecord, open_pack
 from sports_ray.data.pack_write import PackReport, write_pack
 from sports_ray.data.scan import scan

@@ -12,8 +12,9 @@ from torchvision.transforms.functional import five_crop
 from sports_ray.config import AugmentConfig, DataConfig, ImageSpec
 from sports_ray.data.augment import evaluate
 from sports_ray.data.decode import decode
-from sports_ray.data.loader import Request, stream
+from sports_ray.data.loader import stream
 from sports_ray.data.manifest import Manifest
+from sports_ray.data.order import Request
 from sports_ray.errors import ConfigError
 from sports_ray.predict.columns import mean_of, probabilities
 from sports_ray.predict.compute import Files, decode_files

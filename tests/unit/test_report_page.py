@@ -19,7 +19,7 @@ from sports_ray.report.page import evaluation_page, run_page, write
 from sports_ray.report.read_evaluation import read_evaluation
 from sports_ray.report.read_run import read_run
 from sports_ray.report.svg import LEFT, RIGHT, WIDTH
-from sports_ray.score.tally import wilson
+from sports_ray.score.main_score import wilson
 from sports_ray.store.codec import seal
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import open_storage

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from sports_ray.config import LoopConfig, TrainConfig
-from sports_ray.data.loader import Request
+from sports_ray.data.order import Request
 from sports_ray.engine.schedule import Schedule
 
 SHAPES = [

@@ -17,9 +17,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_f
 from sports_ray.errors import DataError
 from sports_ray.score.compare import accuracy_interval, mcnemar
 from sports_ray.score.evaluate import Candidate, evaluate_predictions
+from sports_ray.score.main_score import wilson
 from sports_ray.score.merge import uniform
 from sports_ray.score.rows import Floats
-from sports_ray.score.tally import wilson
 from tests.unit.test_score_multiclass import draw
 
 CLASSES = [f"sport {i:02}" for i in range(12)]

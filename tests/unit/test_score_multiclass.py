@@ -13,9 +13,9 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_
 from sports_ray.errors import DataError
 from sports_ray.score import rows as rows_module
 from sports_ray.score.breakdown import by_frequency, by_group, read_groups
+from sports_ray.score.main_score import wilson
 from sports_ray.score.multiclass import confused_pairs, confusion, extremes, nll, per_class, worst
 from sports_ray.score.rows import NLL_CAP, Facts, facts_of, read_facts
-from sports_ray.score.tally import wilson
 
 
 def draw(images: int, classes: int, seed: int = 0, hit: float = 2.0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

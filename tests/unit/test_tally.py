@@ -9,7 +9,8 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from sports_ray.score.tally import LOSS_CAP, LOSS_UNIT, scores, tally, wilson
+from sports_ray.score.main_score import wilson
+from sports_ray.score.tally import LOSS_CAP, LOSS_UNIT, scores, tally
 
 
 def draw(images: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
