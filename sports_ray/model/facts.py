@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from sports_ray.config import TrainConfig
+from sports_ray.config import ModelConfig, TrainConfig
 from sports_ray.remembered import place_of, recall, remember
 
 
@@ -27,12 +27,17 @@ def full_name(config: TrainConfig, workers: int) -> str:
 
     def find_out() -> str:
         from sports_ray.model.build import resolve_name
+
+        return resolve_name(config.model.name)
+
+    def check() -> None:
         from sports_ray.model.head import check_head
 
         check_head(config.model.head, config.loop, workers)
-        return resolve_name(config.model.name)
 
-    return str(_once(["name", asdict(config.model), asdict(config.loop), workers], find_out))
+    if config.model.head != ModelConfig().head:
+        _once(["head", config.model.head, asdict(config.loop), workers], check)
+    return str(_once(["name", config.model.name], find_out))
 
 
 def model_facts(config: TrainConfig, classes: int) -> ModelFacts:
