@@ -24,6 +24,7 @@ from sports_ray.engine.schedule import Schedule
 from sports_ray.engine.world import World
 from sports_ray.errors import WeightsError
 from sports_ray.model.build import create, image_spec
+from sports_ray.model.lone import lone_image
 from sports_ray.model.loss import balanced_weights
 from sports_ray.model.optim import default_lr
 from sports_ray.model.weights import load_weights
@@ -98,7 +99,7 @@ class Patient:
         chunk = self.config.loop.eval_batch if training else CHUNK
         for first in range(0, len(pictures.labels), chunk):
             images = self.normalised(pictures.images[first : first + chunk], spec)
-            with learner.autocast():
+            with learner.autocast(), lone_image(learner.model, len(images)):
                 parts.append(functional_call(learner.model, given, (images,)).float().cpu())
         return torch.cat(parts)
 

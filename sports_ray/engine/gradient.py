@@ -12,6 +12,7 @@ from sports_ray.data.loader import Batch
 from sports_ray.data.mix import apply_lane, plan_lane
 from sports_ray.engine.learner import Learner
 from sports_ray.engine.schedule import Schedule
+from sports_ray.model.lone import lone_image
 
 LaneSpan = tuple[int, int, int]
 """lane, start, stop; positions in the epoch."""
@@ -40,7 +41,7 @@ def forward_backward(
     learner.train_mode()
     for part in _chunks(len(batch.labels), micro):
         learner.seed_dropout(step, batch.request.start + part.start)
-        with learner.autocast():
+        with learner.autocast(), lone_image(learner.model, part.stop - part.start):
             logits = learner.forward(mixed.images[part])
         losses = learner.losses(logits.float(), mixed.labels[part], mixed.partner_labels[part], mixed.lam[part])
         (losses.sum() * (learner.scale.value / (last - first))).backward()

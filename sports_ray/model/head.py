@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from sports_ray.config import LoopConfig
 from sports_ray.errors import ConfigError
@@ -17,19 +16,6 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 _WANT = "words joined by -: widths, bn, relu, gelu, dropoutP, and linear once, after which only dropoutP may come"
 _CURE = "for example 512-relu-dropout0.5-linear"
 _WIDEST = 65_536
-
-
-class LoneBatchNorm1d(nn.BatchNorm1d):
-    """Batch norm over [n, C] that normalises a row that is alone by the running statistics: one row has no variance.
-
-    torch refuses such a batch. It is met where a step's images do not divide evenly, or after memory ran out."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and len(input) == 1:
-            return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        return super().forward(input)
 
 
 def head_layers(text: str, features: int, classes: int) -> list[nn.Module]:
@@ -53,7 +39,7 @@ def _layer(word: str, features: int, classes: int) -> nn.Module | None:
     if word in _ACTIVATIONS:
         return _ACTIVATIONS[word]()
     if word == "bn":
-        return LoneBatchNorm1d(features)
+        return nn.BatchNorm1d(features)
     if word == LINEAR:
         return nn.Linear(features, classes)
     if word.isdecimal() and word.isascii() and 0 < int(word) <= _WIDEST:

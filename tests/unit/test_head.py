@@ -14,7 +14,8 @@ from sports_ray.config import LoopConfig, ModelConfig, OptimConfig
 from sports_ray.errors import ConfigError
 from sports_ray.model.build import create, head_parameters, head_tensors, set_train_mode, trainable
 from sports_ray.model.ema import Ema
-from sports_ray.model.head import LoneBatchNorm1d, check_head
+from sports_ray.model.head import check_head
+from sports_ray.model.lone import lone_image
 from sports_ray.model.optim import parameter_groups
 from sports_ray.model.weights import load_weights
 
@@ -50,7 +51,7 @@ def head_of(model: nn.Module) -> Any:
             PIXELPLAY,
             [
                 "Linear(in_features=768, out_features=512",
-                "LoneBatchNorm1d(512",
+                "BatchNorm1d(512",
                 "Dropout(p=0.6",
                 "ReLU(",
                 "Linear(in_features=512, out_features=50",
@@ -92,27 +93,43 @@ def test_layer_decay_leaves_the_whole_head_at_the_full_rate(name: str) -> None:
 
 def test_a_row_that_is_alone_is_normalised_by_the_running_statistics_and_leaves_them() -> None:
     torch.manual_seed(0)
-    norm, plain = LoneBatchNorm1d(4), nn.BatchNorm1d(4)
+    norm, plain = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
     rows = torch.randn(6, 4) * 3 + 1
-    assert torch.equal(norm(rows), plain(rows))
+    with lone_image(norm, len(rows)):
+        assert torch.equal(norm(rows), plain(rows))
     before = {key: tensor.clone() for key, tensor in norm.state_dict().items()}
     row = torch.randn(1, 4, requires_grad=True)
-    alone = norm(row)
+    with lone_image(norm, 1):
+        alone = norm(row)
     torch.testing.assert_close(alone, (row - norm.running_mean) / (norm.running_var + norm.eps).sqrt())  # type: ignore[operator]
     alone.square().sum().backward()
     assert row.grad is not None and bool(row.grad.any())
     assert all(torch.equal(tensor, before[key]) for key, tensor in norm.state_dict().items())
-    assert torch.equal(norm.eval()(row), alone)
+    assert norm.training and torch.equal(norm(rows), plain(rows)), "as it was"
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_vit"])
 def test_one_image_trains_a_model_whose_head_has_batch_norm_also_in_bfloat16(name: str) -> None:
     model = build(name).train()
     for precision in (torch.float32, torch.bfloat16):
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32), lone_image(model, 1):
             loss = model(torch.randn(1, 3, 160, 160)).float().square().sum()
         loss.backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in head_of(model).parameters())
+
+
+def test_one_image_trains_a_model_whose_maps_have_shrunk_to_a_pixel() -> None:
+    """Norms that still see a map learn from it; those that see one value a channel keep their statistics."""
+    model = create(ModelConfig(name="resnet18"), 3).train()
+    maps = {name: 32 // stride for name, stride in (("layer1", 4), ("layer2", 8), ("layer3", 16), ("layer4", 32))}
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    with lone_image(model, 1):
+        model(torch.randn(1, 3, 32, 32)).square().sum().backward()
+    for name, tensor in model.named_buffers():
+        seen = maps.get(name.partition(".")[0], 16) > 1
+        assert torch.equal(tensor, before[name]) is not seen, name
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,12 @@ def test_batch_norm_statistics_are_the_same_everywhere_and_a_stop_reaches_all_at
     assert first["stops"] == second["stops"] == [False, True, False]
 
 
+def test_last_image_of_a_step_trains_alone_a_model_whose_last_map_is_one_pixel() -> None:
+    found = train(World(), 1, {"model__name": "resnet18", "loop__micro_batch": 9})
+    assert found["images"] == [10] and all(bool(tensor.isfinite().all()) for tensor in found["end"].values())
+    assert max(float(delta.abs().max()) for delta in change(found).values()) > 1e-2, "nothing was learned"
+
+
 @pytest.mark.parametrize(("images", "micros"), [(10, (1, 5, 7)), (9, (5,))])
 def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch(images: int, micros: tuple[int, ...]) -> None:
     whole = train(World(), 1, {"images": images})
