@@ -162,8 +162,8 @@ def parse_workers(text: str, gpus: int) -> tuple[int, int]:
 
 def gpu_count() -> int:
     """GPUs of this machine that torch can use. Where Linux has no device of any, it is not asked: its import takes long."""
-    devices = [*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/kfd"), Path("/dev/dxg")]
-    if sys.platform == "linux" and not any(device.exists() for device in devices):
+    kinds = ("nvidia*", "nvhost*", "kfd", "dxg")
+    if sys.platform == "linux" and not any(place for kind in kinds for place in Path("/dev").glob(kind)):
         return 0
     import torch
 
