@@ -116,7 +116,7 @@ def stderr_to(log: Path | None) -> Iterator[None]:
 def _batch_scheduling() -> Iterator[None]:
     """What is started in the block never preempts, where Linux schedules: Ray's dozen of processes wake 1,000 times a second.
 
-    On two cores they cost a training 6 % of its speed. A train worker takes itself out (`worker.schedule_normally`).
+    On two cores they cost a training 6 % of its speed. A train worker takes itself out (`processes.schedule_normally`).
     """
     if not hasattr(os, "SCHED_BATCH"):
         yield

@@ -14,6 +14,7 @@ from sports_ray.predict.blocks import Shelf
 from sports_ray.predict.compute import Files, Job, Pixels, Predictor, decode_files, settle, write_block
 from sports_ray.predict.member import Member
 from sports_ray.predict.views import Source, View
+from sports_ray.processes import schedule_normally
 
 
 def rows_of(job: Job) -> list[pa.Table]:
@@ -27,6 +28,7 @@ def rows_of(job: Job) -> list[pa.Table]:
 
 def decode_rows(rows: pa.Table, *, member: Member, views: Sequence[View]) -> Iterator[pa.Table]:
     """Blocks -> their pixels, all sources one behind the other, and names of views and errors as JSON."""
+    schedule_normally()
     settle("cpu")
     for row in rows.to_pylist():
         names, files = json.loads(row["task"])
@@ -48,12 +50,14 @@ class BlockPredictor:
     def __init__(self, *, member: Member, views: Sequence[View], shelf: Shelf, device: str, batch: int) -> None:
         from sports_ray.engine.memory import keep_freed_memory
 
+        schedule_normally()
         if device == "cpu":
             keep_freed_memory()
         self._views, self._shelf, self._device = views, shelf, device
         self._predictor = Predictor(member, device, batch)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        schedule_normally()
         settle(self._device)  # this thread may be another one than the constructor's
         return pa.Table.from_pylist([self._block(rows.slice(place, 1)) for place in range(rows.num_rows)])
 

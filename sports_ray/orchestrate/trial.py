@@ -22,6 +22,7 @@ from sports_ray.engine.link import Outcome
 from sports_ray.engine.record import log_to_file
 from sports_ray.errors import NonFiniteError, RunError, UserError
 from sports_ray.orchestrate.plan import Plan, make_plan
+from sports_ray.processes import schedule_normally
 from sports_ray.stops import Stops
 from sports_ray.store.lease import is_held
 from sports_ray.sweep.folder import SweepDir
@@ -139,7 +140,7 @@ class Work:
 
 def carry_out(task: Mapping[str, Any], progress: Any, stops: Stops) -> dict[str, Any]:
     """Trains the trial's run from where it is; how it ended, as an event."""
-    from sports_ray.orchestrate.worker import schedule_normally, stderr_to_log
+    from sports_ray.orchestrate.worker import stderr_to_log
 
     schedule_normally()
     sys.argv = list(task["command"])  # what the run's record and its lease shall name

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr, suppress
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import asdict
 from typing import Any
 
@@ -21,14 +20,13 @@ from sports_ray.engine.run import run
 from sports_ray.engine.world import World
 from sports_ray.errors import FencedError, SportsRayError
 from sports_ray.orchestrate.plan import load_run
+from sports_ray.processes import schedule_normally
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import open_storage
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-SWITCH_SECONDS = 0.0005
-"""How soon the training gets the interpreter back from Ray's threads; Python's default is 5 ms."""
 
 
 class RayLink:
@@ -98,18 +96,6 @@ def draining_nodes() -> set[str]:
     except Exception as error:  # noqa: BLE001
         logger.debug("draining nodes unknown: %s", error)
         return set()
-
-
-def schedule_normally() -> None:
-    """Gives this thread, and those it starts, precedence over Ray's own, which run as batch jobs (`cluster.py`).
-
-    In a cluster that was joined they run like this one, but a worker has been made nice; root may take that back.
-    """
-    sys.setswitchinterval(SWITCH_SECONDS)
-    with suppress(OSError):
-        if hasattr(os, "SCHED_OTHER"):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 def stderr_to_log() -> AbstractContextManager[object]:

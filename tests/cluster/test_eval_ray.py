@@ -88,7 +88,10 @@ def test_killed_driver_and_killed_actor_end_in_the_bytes_of_the_in_process_comma
     assert 0 < len(kept) < MANY * VIEWS and not (tmp_path / "store" / "evaluations").exists()
     with Running(tmp_path, *words_of(place, "2", "a"), environment=joined) as running:
         assert running.wait_until(lambda: running.events("block")), running.end().err
-        assert kill_group(named_below(os.getpid(), ACTOR)[:1]) == 1
+        actor = named_below(os.getpid(), ACTOR)[0]
+        threads = {os.sched_getscheduler(int(thread)) for thread in os.listdir(f"/proc/{actor}/task")}
+        assert threads == {os.SCHED_BATCH, os.SCHED_OTHER}, "of the actor what computes yields to nobody"
+        assert kill_group([actor]) == 1
         shown = running.end()
     assert shown.code == 0 and not shown.err, shown.err
     assert results(tmp_path / "store") == results(place / "whole" / "store")
