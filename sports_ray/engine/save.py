@@ -178,11 +178,13 @@ def finish(session: Session, reason: str) -> str:
             return reason or f"the store fails: {_reason(session)}"
     elif not _saved(session, lambda: None, patience):
         return reason
-    if not reason and not _saved(session, lambda: writer.submit(lambda: _publish(session)), patience):
-        return f"the store fails: {_reason(session)}"
     begin = time.perf_counter()
     write_scalars(session.run_dir, session.progress.history)
-    _leave_times(session, reason, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    # The weights come last: a run that has them is finished, and nobody looks after it again.
+    if not reason and not _saved(session, lambda: writer.submit(lambda: _publish(session)), patience):
+        return f"the store fails: {_reason(session)}"
+    _leave_times(session, reason, seconds)
     return reason
 
 

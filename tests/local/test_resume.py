@@ -107,11 +107,15 @@ def test_run_killed_at_any_moment_equals_the_unbroken_run(
 
 
 @pytest.mark.parametrize("stops_early", [pytest.param(False, marks=pytest.mark.long), True])
-def test_run_killed_between_its_two_weights_is_not_finished(photos: Path, memory: Path, stops_early: bool) -> None:
-    """Last and best weights come one after the other, after the last checkpoint: nothing else is left to do."""
+def test_run_killed_in_its_last_moments_is_finished_only_when_all_is_there(
+    photos: Path, memory: Path, stops_early: bool
+) -> None:
+    """After the last checkpoint come the scalars for TensorBoard, last and best weights: the same command does what is left."""
     still = {"optim__lr": 1e-9, "loop__early_stop": 1, "loop__epochs": 4}
     config = small_config(photos, memory, **(still if stops_early else {}))
-    moments = [moment for moment in moments_of(config) if moment.kind == "commit replace"][-3:]
+    renames = [moment for moment in moments_of(config) if moment.kind.endswith(" replace")]
+    moments = [one for one in renames if one.kind == "commit replace"][-3:]
+    moments += [one for one in renames if one.kind == "MainThread replace"][-1:]
     newest = max((memory / "run" / "checkpoints").glob("step-*"))
     assert commit_record(newest)["state"]["stopped_early"] is stops_early
     prove(config, moments, threads=2)
