@@ -86,7 +86,7 @@ def test_killed_driver_and_killed_actor_end_in_the_bytes_of_the_in_process_comma
     import ray
 
     place = tmp_path_factory.mktemp("place")
-    photographs(place / "set", MANY * ROWS)
+    photographs(place / "set", 2 * MANY * ROWS)
     make_member(place / "runs", "a", seed=1)
     assert sports_ray(place / "whole", *words_of(place, "0", "a")).code == 0
     joined = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
@@ -94,7 +94,7 @@ def test_killed_driver_and_killed_actor_end_in_the_bytes_of_the_in_process_comma
         assert running.wait_until(lambda: blocks_of(tmp_path)), running.end().err
         assert running.send(signal.SIGKILL) and running.end().code == -signal.SIGKILL
     kept = blocks_of(tmp_path)
-    assert 0 < len(kept) < MANY * VIEWS and not (tmp_path / "store" / "evaluations").exists()
+    assert 0 < len(kept) < 2 * MANY * VIEWS and not (tmp_path / "store" / "evaluations").exists()
     with Running(tmp_path, *words_of(place, "2", "a"), environment=joined) as running:
         assert running.wait_until(lambda: running.events("block")), running.end().err
         assert os.SCHED_OTHER in schedulers(named_below(os.getpid(), ACTOR)), "what computes yields to nobody"
