@@ -88,7 +88,7 @@ def test_killed_driver_and_killed_actor_end_in_the_bytes_of_the_in_process_comma
     place = tmp_path_factory.mktemp("place")
     photographs(place / "set", 2 * MANY * ROWS)
     make_member(place / "runs", "a", seed=1)
-    assert sports_ray(place / "whole", *words_of(place, "0", "a")).code == 0
+    assert sports_ray(place / "whole", *words_of(place, "0", "a"), timeout=180.0).code == 0
     joined = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with Running(tmp_path, *words_of(place, "1", "a"), environment=joined) as running:
         assert running.wait_until(lambda: blocks_of(tmp_path)), running.end().err
