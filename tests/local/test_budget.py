@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
 from pathlib import Path
@@ -103,7 +104,8 @@ def test_budget_that_leaves_no_room_for_a_step_says_so(place: Path, whole: dict[
     RunDir(open_storage(str(place / "runs/tight"))).append_timing(slow)
     shown = sports_ray(place, "resume", "runs/tight", "--time-budget", "30s")
     assert shown.code == 75 and not shown.err and "(time budget)" in shown.out
-    assert "! no step fits into the time budget: of it 83 s are kept" in shown.out and "commit (40.5 s)" in shown.out
+    # Twice the slowest step and commit, and the end, which takes longer on a busy machine.
+    assert re.search(r"! no step fits into the time budget: of it 8\d s are kept .* commit \(40\.5 s\)", shown.out)
     assert sports_ray(place, "resume", "runs/tight").code == 0
     assert files(place / "runs/tight") == whole
 
