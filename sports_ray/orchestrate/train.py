@@ -199,7 +199,7 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, A
 
 
 def _on_a_worker(task: dict[str, Any]) -> dict[str, Any]:
-    """What each worker executes. The driver itself imports no torch: it only waits, and starts 4 s earlier without."""
+    """What each worker executes. The driver itself imports no torch: it only waits, and starts seconds earlier without."""
     from sports_ray.orchestrate.worker import train_worker
 
     return train_worker(task)

@@ -73,7 +73,7 @@ def test_address_where_nobody_answers_is_an_error_at_once(monkeypatch: pytest.Mo
 def test_driver_of_known_models_goes_without_torch(
     ray_session: None, photos: Path, tmp_path: Path, command: str
 ) -> None:
-    """It waits for others, for hours: without torch it begins 4 s earlier, and takes 400 MB less of the machine."""
+    """It waits for others, for hours: without torch it begins seconds earlier, and leaves its memory to them."""
     words = [
         sys.executable,
         "-m",
