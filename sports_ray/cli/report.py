@@ -166,7 +166,9 @@ def open_seer(run: str, store: str = "runs") -> Seer:
 
 @click.command()
 @click.option("--run", required=True, metavar="RUN", help="A finished run: a name in the store, or its folder.")
-@click.option("--images", required=True, multiple=True, metavar="DIR|FILES", help="Photographs, or folders of them.")
+@click.option(
+    "--images", required=True, multiple=True, metavar="DIR|PACK|FILES", help="Photographs; folders, packs of them."
+)
 @click.argument("more", nargs=-1, metavar="")
 @click.option(
     "--class", "target", metavar="NAME", help="Show the evidence for this class. Default: the model's answer."
@@ -186,7 +188,7 @@ def explain(
     """
     from sports_ray.report.overlays import explain_files, list_images
 
-    files = list_images([Path(name) for name in (*images, *more)])
+    files = list_images((*images, *more))
     seer = open_seer(run, store)
     counts = [0, 0]
     for done in explain_files(seer, files, out, target):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from sports_ray.data.inspect import FORMAT_OF
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,6 +42,9 @@ class Files(Protocol):
 
     def state(self, path: str) -> State: ...
 
+    def paths(self) -> list[str]:
+        """All that is called an image, in an order of its own that does not change; hidden files are left out."""
+
     def facts(self, paths: pa.ChunkedArray, max_pixels: int | None = None) -> pa.Table | None:
         """Columns of `inspect.Facts` where they are known without reading the files; None: inspect them.
 
@@ -50,7 +57,7 @@ class Files(Protocol):
 def open_files(root: str, config: DataConfig | None = None) -> Files:
     """The photographs of a root, as a manifest names it. `config` tells where packs from afar are kept, by default in the
     user's cache. Raises DataError for a pack that is damaged or not finished, StorageError if it cannot be reached."""
-    if root.startswith(REMOTE) or os.path.isfile(os.path.join(root, "PACK.json")):
+    if is_pack(root):
         from sports_ray.data.pack import open_pack
 
         return open_pack(root, config)
@@ -61,9 +68,22 @@ def open_files(root: str, config: DataConfig | None = None) -> Files:
     return Folder(root)
 
 
+def is_pack(source: str | Path) -> bool:
+    """Whether a source is a pack, finished or not. At an address there can be nothing else."""
+    if str(source).startswith(REMOTE):
+        return True
+    path = Path(source).expanduser()
+    return (path / "PACK.json").is_file() or (path / "parts" / "00000.arrow").is_file()
+
+
 def is_cifar(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder is CIFAR-10 as its authors give it, in Python's files or in binary ones."""
     return any(os.path.isfile(os.path.join(folder, name)) for name in ("batches.meta", "batches.meta.txt"))
+
+
+def called_image(name: str) -> bool:
+    """Whether a file's name ends as those of images do."""
+    return os.path.splitext(name)[1].lower() in FORMAT_OF
 
 
 class Folder:
@@ -86,6 +106,16 @@ class Folder:
         except (OSError, ValueError):
             return GONE
         return State(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+    def paths(self) -> list[str]:
+        return sorted(self._walk())
+
+    def _walk(self) -> Iterator[str]:
+        for folder, inside, files in os.walk(self._root):
+            inside[:] = (name for name in inside if not name.startswith("."))
+            for name in files:
+                if not name.startswith(".") and called_image(name):
+                    yield os.path.relpath(os.path.join(folder, name), self._root).replace(os.sep, "/")
 
     def facts(self, paths: pa.ChunkedArray, max_pixels: int | None = None) -> pa.Table | None:
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from sports_ray.data.files import REMOTE, Files, Folder, is_cifar
+from sports_ray.data.files import Files, Folder, is_cifar, is_pack
 from sports_ray.data.inspect import FORMAT_OF
 from sports_ray.errors import DataError
 
@@ -80,14 +80,6 @@ def list_files(source: str | Path, config: DataConfig) -> Listing:
 
         return list_cifar(path)
     return _list_tree(path, config) if path.is_dir() else read_csv_list(path, config)
-
-
-def is_pack(source: str | Path) -> bool:
-    """Whether a source is a pack, finished or not. At an address there can be nothing else."""
-    if str(source).startswith(REMOTE):
-        return True
-    path = Path(source).expanduser()
-    return (path / "PACK.json").is_file() or (path / "parts" / "00000.arrow").is_file()
 
 
 def split_folders(names: set[str], config: DataConfig) -> dict[str, str]:

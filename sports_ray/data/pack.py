@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from sports_ray.data.files import GONE, REMOTE, State
+from sports_ray.data.files import GONE, REMOTE, State, called_image
 from sports_ray.data.inspect import VERSION, Facts
 from sports_ray.data.label_sets import names_in
 from sports_ray.errors import DataError, RunError
@@ -204,6 +204,9 @@ class Pack:
             lacking = paths.filter(pc.is_null(rows))[0].as_py()
             raise DataError(f"{lacking} is not in the pack", got=self._root, want="a photograph of it")
         return table.select(list(Facts._fields)).take(rows).combine_chunks()
+
+    def paths(self) -> list[str]:
+        return [path for path in self.ids if called_image(path)]
 
     def fetch(self) -> None:
         self._place.fetch()

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sports_ray.config import DataConfig
-from sports_ray.data.files import is_cifar
+from sports_ray.data.files import is_cifar, is_pack
 from sports_ray.data.inspect import Facts
-from sports_ray.data.listing import is_pack, list_files, list_whole_tree
+from sports_ray.data.listing import list_files, list_whole_tree
 from sports_ray.data.pack import Pack
 from sports_ray.data.pack_list import list_tree
 from sports_ray.errors import DataError

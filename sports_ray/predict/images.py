@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sports_ray.config import DataConfig
-from sports_ray.data.files import GONE, Files, open_files
+from sports_ray.data.files import GONE, Files, called_image, is_pack, open_files
 from sports_ray.data.inspect import FORMAT_OF
 from sports_ray.data.label_sets import LabelSets, labels_of, names_in, sets_of, word_of
-from sports_ray.data.listing import Listing, is_pack, list_files
-from sports_ray.data.pack import open_pack
+from sports_ray.data.listing import Listing, list_files
 from sports_ray.errors import DataError
 from sports_ray.predict.digests import Digest, Progress, digests
 
@@ -135,25 +133,20 @@ def list_images(source: str, progress: Progress | None = None) -> tuple[Images, 
 
     Files that cannot be read get a row too. Raises DataError where there is nothing."""
     path = Path(source).expanduser()
-    if is_pack(source):
-        pack = open_pack(source)
-        found = [one for one in pack.ids if _called_image(one)]
-        return _listed(pack.root, found, [-1] * len(found), _stats(pack, found), progress, keep=True), list(found)
-    if not path.exists():
+    if not is_pack(source) and not path.exists():
         raise DataError("images not found", got=path, want="a folder of images, or a CSV list with a column path")
-    path = path.resolve()
-    if path.is_dir():
-        found = sorted(_walk(path))
-        names, root = list(found), path
+    if is_pack(source) or path.is_dir():
+        files = open_files(source if is_pack(source) else str(path.resolve()))
+        found = names = files.paths()
     else:
         from sports_ray.predict.csv_names import read_names
 
-        named, root = read_names(path), path.parent
+        path = path.resolve()
+        named, files = read_names(path), open_files(str(path.parent))
         found, names = [row.path for row in named], [row.name for row in named]
     if not found:
-        raise DataError(f"no image in {path}", want=", ".join(sorted(FORMAT_OF)))
-    stats = _stats(open_files(str(root)), found)
-    return _listed(str(root), found, [-1] * len(found), stats, progress, keep=True), names
+        raise DataError(f"no image in {source}", want=", ".join(sorted(FORMAT_OF)))
+    return _listed(files.root, found, [-1] * len(found), _stats(files, found), progress, keep=True), names
 
 
 def trained_on(images: Images, manifest: Manifest) -> int:
@@ -176,7 +169,7 @@ def _listed(
     found = digests(root, paths, stats, progress)
     rows = list(zip(paths, labels, found, strict=True))
     if not keep:
-        rows = [row for row in rows if row[2].is_image or _called_image(row[0])]
+        rows = [row for row in rows if row[2].is_image or called_image(row[0])]
     left_out = len(paths) - len(rows)
     columns = {
         "id": pa.array(range(len(rows)), pa.int64()),
@@ -189,21 +182,8 @@ def _listed(
     return Images(root, pa.table(columns), notes)
 
 
-def _walk(root: Path) -> Iterable[str]:
-    """Files called images, at any depth, relative to the root."""
-    for folder, inside, files in os.walk(root):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and _called_image(name):
-                yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
-
-
 def _stats(files: Files, paths: Sequence[str]) -> list[Digest]:
     return [Digest(*files.state(path)) for path in paths]
-
-
-def _called_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in FORMAT_OF
 
 
 def _labels(names: list[str], classes: Sequence[str]) -> list[int]:

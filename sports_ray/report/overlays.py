@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, count
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sports_ray.data.inspect import FORMAT_OF
+from sports_ray.data.files import Files, is_pack, open_files
 from sports_ray.errors import ConfigError, DataError
 from sports_ray.report.explain import Seer
 from sports_ray.report.gallery import BATCH, overlay
@@ -21,7 +22,11 @@ from sports_ray.store.storage import Storage, open_storage
 
 
 class Listed(NamedTuple):
-    path: Path
+    files: Files
+    path: str
+    """Below the files' root."""
+    shown: str
+    """What it is called to the reader: as it was named, or the folder's name and its place in it."""
     name: str
     """Of its overlay below --out, without its ending."""
 
@@ -45,28 +50,31 @@ class Explained:
         return asdict(self)
 
 
-def list_images(places: Sequence[Path]) -> list[Listed]:
-    """Files as they are, and all images below folders, sorted. DataError for what is not there, or holds no image.
+def list_images(places: Sequence[str]) -> list[Listed]:
+    """Files as they are, and all images of folders and packs, sorted. DataError for what is not there, or holds no image.
 
     Files of one name in different folders do not overwrite each other: a number sets them apart."""
-    found: list[tuple[Path, str]] = []
-    for place in places:
-        if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in FORMAT_OF and path.is_file())
-            found += [(path, path.relative_to(place).with_suffix("").as_posix()) for path in inside]
-        elif place.is_file():
-            found.append((place, place.stem))
-        else:
-            raise DataError("--images", got=place, want="a photograph, or a folder of them")
-    if not found:
-        raise DataError("--images", got="no photograph", want="files, or folders that hold some")
     taken: set[str] = set()
     listed = []
-    for path, name in found:
+    for files, path, shown in chain.from_iterable(map(_images_of, places)):
+        name = os.path.splitext(path)[0]
         free = next(one for one in chain([name], (f"{name}-{number}" for number in count(2))) if one not in taken)
         taken.add(free)
-        listed.append(Listed(path, free))
+        listed.append(Listed(files, path, shown, free))
+    if not listed:
+        raise DataError("--images", got="no photograph", want="files, or folders that hold some")
     return listed
+
+
+def _images_of(place: str) -> Iterator[tuple[Files, str, str]]:
+    path = Path(place).expanduser()
+    if is_pack(place) or path.is_dir():
+        files = open_files(place if is_pack(place) else str(path))
+        yield from ((files, inside, f"{place.rstrip('/')}/{inside}") for inside in files.paths())
+    elif path.is_file():
+        yield open_files(str(path.parent)), path.name, place
+    else:
+        raise DataError("--images", got=place, want="a photograph, or a folder or pack of them")
 
 
 def explain_files(seer: Seer, files: Sequence[Listed], out: Path, target: str | None = None) -> Iterator[Explained]:
@@ -91,7 +99,7 @@ def _batch(seer: Seer, files: Sequence[Listed], storage: Storage, target: str | 
     errors: dict[int, str] = {}
     for place, file in enumerate(files):
         try:
-            views[place] = seer.view(file.path.read_bytes())
+            views[place] = seer.view(file.files.read(file.path))
         except (OSError, DataError) as error:
             errors[place] = str(error)
     if views:
@@ -100,7 +108,7 @@ def _batch(seer: Seer, files: Sequence[Listed], storage: Storage, target: str | 
     rows = {place: row for row, place in enumerate(views)}
     for place, file in enumerate(files):
         if place in errors:
-            yield Explained(str(file.path), error=errors[place])
+            yield Explained(file.shown, error=errors[place])
             continue
         row = rows[place]
         sink, name = io.BytesIO(), f"{file.name}.png"
@@ -108,7 +116,7 @@ def _batch(seer: Seer, files: Sequence[Listed], storage: Storage, target: str | 
         storage.write(name, sink.getvalue())
         label = int(cam.targets[row])
         yield Explained(
-            path=str(file.path),
+            path=file.shown,
             overlay=f"{storage.uri}/{name}",
             predicted=seer.classes[int(cam.probabilities[row].argmax())],
             shown=seer.classes[label],

@@ -37,6 +37,9 @@ def test_cifar_is_trained_on_verified_and_scored_like_a_folder(tmp_path: Path) -
     assert scored.code == 0, scored.err
     result = next(one for one in scored.events if one["event"] == "result")
     assert result["candidates"][0]["images"] == 20
+    named = sports_ray(tmp_path, "predict", "--images", "cifar-10-batches-py", "--run", "c", "--workers", "0")
+    assert named.code == 0, named.err
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 120
 
 
 def test_a_pickle_that_wants_code_to_be_run_ends_in_one_line(tmp_path: Path) -> None:

@@ -111,6 +111,19 @@ def test_explain_writes_an_overlay_of_each_photograph_and_tells_of_bad_ones(plac
     assert np.abs(pictures[0] - pictures[1]).max() > 10, "the same heat for two classes"
 
 
+def test_explain_shows_the_same_of_a_pack_as_of_its_folder(place: Path, tmp_path: Path) -> None:
+    packed = sports_ray(tmp_path, "data", "pack", str(place / "set/test"), "packed")
+    assert packed.code == 0, packed.err
+    seen = []
+    for images in (str(place / "set/test"), "packed"):
+        out = tmp_path / f"of-{len(seen)}"
+        one = ("explain", "--run", str(place / "runs/run"), "--images", images, "--out", str(out))
+        shown = sports_ray(tmp_path, *one)
+        assert shown.code == 0, shown.err
+        seen.append({path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.png")})
+    assert len(seen[0]) >= 4 and seen[0] == seen[1]
+
+
 def test_mistakes_are_one_clear_line(place: Path, tmp_path: Path) -> None:
     assert "got nowhere; wanted a run in runs, the path of one, or an evaluation's folder" in one_line(
         sports_ray(tmp_path, "report", "nowhere")
