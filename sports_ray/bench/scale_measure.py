@@ -28,7 +28,8 @@ from sports_ray.data.pack import BATCH_ROWS, FileEntry, LocalPlace, Pack, PackRe
 from sports_ray.data.pack_list import list_pack
 from sports_ray.engine.ledger import Ledger
 from sports_ray.engine.snapshot import host_copy
-from sports_ray.store.commit import begin_attempt, read_commit, write_commit
+from sports_ray.store.attempt import begin_attempt
+from sports_ray.store.commit import read_commit, write_commit
 from sports_ray.store.storage import open_storage
 
 RESTART_SECONDS = 6.4

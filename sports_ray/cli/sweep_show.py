@@ -82,7 +82,7 @@ class LiveSweep(SweepShow):
     def __init__(self, show: Show, rows: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(show)
         self._rows: dict[str, dict[str, Any]] = {
-            row["trial"]: {**row, "state": _WORDS[row["state"]], "score": row["val_acc1"], "epoch": row["epochs"]}
+            row["trial"]: {**row, "state": _WORDS[row["state"]], "score": score_of(row), "epoch": row["epochs"]}
             for row in sorted(rows, key=lambda row: row["trial"])
         }
         self._live: Live | None = None

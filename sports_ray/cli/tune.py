@@ -13,6 +13,7 @@ import click
 
 from sports_ray.cli.show import Show, choose_show
 from sports_ray.cli.train import LEAVE_SECONDS, parse_duration, scan_progress
+from sports_ray.score.main_score import NAMES, score_of
 from sports_ray.stops import Stops, own_start
 
 if TYPE_CHECKING:
@@ -236,7 +237,8 @@ def show_board(rows: list[Row], plan: SweepPlan, show: Show) -> None:
     width = max(len(one["trial"]) for one in rows)
     lines = []
     for one in rows:
-        score = f"{one['val_acc1']:.4f}" if one["val_acc1"] is not None else "-"
+        found = score_of(one)
+        score = f"{found:.4f}" if found is not None else "-"
         line = f"{one['rank']:>3}  {one['trial']:<{width}}  {one['state']:<7} {score:>6}  {params_words(one['params'])}"
         lines.append(f"{line}  {one['reason']}".rstrip())
     show.fact("board", "\n".join(lines), trials=rows)
@@ -263,8 +265,9 @@ def show_end(conductor: Conductor, show: Show) -> int:
         commands.append(shlex.join(["sports-ray", "eval-ensemble", "--data", data, *split, *runs]))
     commands.append(shlex.join(["sports-ray", "report", where]))
     for backbone, name in best.items():
-        score = next(one["val_acc1"] for one in rows if one["trial"] == name)
-        show.fact("best", f"{backbone}: {name} · val acc1 {score:.4f}", backbone=backbone, trial=name, val_acc1=score)
+        score, kind = next(score_of(one) for one in rows if one["trial"] == name), spec.score_name
+        facts = {"backbone": backbone, "trial": name, f"val_{kind}": score}
+        show.fact("best", f"{backbone}: {name} · val {NAMES[kind]} {score:.4f}", **facts)
     show.fact("next", "\n".join(commands), commands=commands)
     return 0 if best else 3
 

@@ -32,7 +32,7 @@ from sports_ray.model.depthwise import speed_up
 from sports_ray.model.loss import balanced_weights
 from sports_ray.model.optim import default_lr, learning_rate
 from sports_ray.model.weights import load_weights
-from sports_ray.store.commit import begin_attempt
+from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.writer import AsyncWriter
 

@@ -3,10 +3,13 @@ needs no torch and no timm for it, whose imports take four seconds."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sports_ray.config import ModelConfig, TrainConfig
@@ -62,7 +65,7 @@ def model_facts(config: TrainConfig, classes: int) -> ModelFacts:
 
 def _once(question: list[Any], find_out: Callable[[], Any]) -> Any:
     """The answer, in JSON's types, as it was found out before with the same versions of all that takes part in it."""
-    versions = [version(name) for name in ("sports-ray", "torch", "timm")]
+    versions = [version("torch"), version("timm"), _own_version()]
     place = place_of("model", json.dumps([versions, question], sort_keys=True))
     known = recall(place)
     if known is not None:
@@ -70,3 +73,10 @@ def _once(question: list[Any], find_out: Callable[[], Any]) -> Any:
     found = find_out()
     remember(place, json.dumps(found).encode())
     return found
+
+
+@cache
+def _own_version() -> str:
+    """Of the code that answers. A checkout changes without its version, so it is named by what it says."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

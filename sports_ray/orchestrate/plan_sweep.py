@@ -92,9 +92,6 @@ def plan_sweep(asked: Asked, *, progress: Callable[[int, int], None] | None = No
     for config in configs:
         plans.append(make_plan(config, progress=progress, manifest=plans[0].manifest if plans else None))
     manifest, facts = plans[0].manifest, _data_facts(plans[0])
-    if manifest.multilabel:
-        cure = "train the settings one by one"
-        raise DataError("photographs to tune on", got="several classes each", want="one class each", cure=cure)
     if not facts["val"]:
         raise DataError("validation images", got="none", want="at least one: they choose among the trials")
     spec = SweepSpec(
@@ -184,7 +181,8 @@ def _halving(asked: Asked, configs: Sequence[TrainConfig], searched: set[str]) -
 
 def _data_facts(plan: Plan) -> dict[str, Any]:
     counts = {split: plan.manifest.rows(split).num_rows for split in ("train", "val", "test")}
-    return {"fingerprint": plan.manifest.fingerprint(), "root": plan.config.data.root, **counts}
+    facts = {"fingerprint": plan.manifest.fingerprint(), "root": plan.config.data.root, **counts}
+    return facts | ({"multilabel": True} if plan.manifest.multilabel else {})
 
 
 def _digest(spec: SweepSpec) -> str:

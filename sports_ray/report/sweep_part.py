@@ -12,6 +12,7 @@ from sports_ray.report.markup import Child, Html, el, join
 from sports_ray.report.section import Section, command, facts, table, tile
 from sports_ray.report.svg import paint
 from sports_ray.report.words import NOTHING, count, duration, percent, plural
+from sports_ray.score.main_score import NAMES, score_of
 from sports_ray.sweep.space import Parameter, space_of
 
 if TYPE_CHECKING:
@@ -77,12 +78,13 @@ def lead(sweep: SweepRecord) -> Html:
     for backbone in sweep.spec.backbones:
         best = next((one.row for one in _of(sweep, backbone.name) if one.row["state"] == "done"), None)
         if best is not None:
-            tiles.append(tile(percent(best["val_acc1"]), backbone.name, best["trial"]))
+            tiles.append(tile(percent(score_of(best)), backbone.name, best["trial"]))
     again = sum(one.steps_done_again for one in sweep.trials)
     tiles.append(tile(count(again), "steps done again" if again != 1 else "step done again", "after deaths, at least"))
     return join(el("p", *text, class_="verdict"), el("div", *tiles, class_="tiles"))
 
 
+_SHOWN = {"acc1": "top-1", "map": NAMES["map"]}
 _STATES = {"done": "done", "stopped": "stopped early", "failed": "failed", "open": "with work left"}
 
 
@@ -98,22 +100,23 @@ def leaderboard(sweep: SweepRecord) -> Section:
         settings = [words(row["params"][key]) if key in row["params"] else NOTHING for key in keys]
         state = el("span", _STATES[row["state"]], el("small", f" {row['reason']}") if row["reason"] else None)
         epochs = f"{row['best_epoch']} of {row['epochs']}" if row["best_epoch"] is not None else NOTHING
-        rows.append([row["rank"], row["trial"], percent(row["val_acc1"]), epochs, *settings, state])
-    head = ["rank", "trial", "top-1", "best epoch", *keys, "state"]
+        rows.append([row["rank"], row["trial"], percent(score_of(row)), epochs, *settings, state])
+    head = ["rank", "trial", _SHOWN[sweep.spec.score_name], "best epoch", *keys, "state"]
     return Section("Leaderboard", table(head, rows, "plain"))
 
 
 def settings(sweep: SweepRecord) -> Section | None:
     """Parallel coordinates over all settings, and the score against each."""
-    scored = [one for one in sweep.trials if one.row["val_acc1"] is not None]
+    scored = [one for one in sweep.trials if score_of(one.row) is not None]
     if not scored or not sweep.spec.space:
         return None
     axes = [axis_of(one) for one in sweep.spec.space]
-    low, high = span_of([one.row["val_acc1"] for one in scored])
+    low, high = span_of([score_of(one.row) for one in scored])
     places = ticks(low, high)
     step = places[1] - places[0] if len(places) > 1 else 1.0
-    score = Axis("top-1", [((at - low) / (high - low), label(at, step, True)) for at in places], low, high)
-    figures = [_figure(f"Top-1 against {axis.name}", _scatter(sweep, scored, axis, score)) for axis in axes]
+    shown = _SHOWN[sweep.spec.score_name]
+    score = Axis(shown, [((at - low) / (high - low), label(at, step, True)) for at in places], low, high)
+    figures = [_figure(f"{shown} against {axis.name}", _scatter(sweep, scored, axis, score)) for axis in axes]
     if len(axes) > 1:
         figures.insert(0, _figure("All settings at once", _parallel(sweep, scored, [*axes, score]), len(axes) > NARROW))
     return Section("Settings", join(_legend(sweep), el("div", *figures, class_="grid broad")))
@@ -134,7 +137,7 @@ def _colour(sweep: SweepRecord, backbone: str) -> int:
 
 def _told(one: TrialRecord) -> Html:
     settings_ = ", ".join(f"{key} {words(value)}" for key, value in one.row["params"].items())
-    return el("title", f"{one.row['trial']}: {percent(one.row['val_acc1'])}; {settings_}")
+    return el("title", f"{one.row['trial']}: {percent(score_of(one.row))}; {settings_}")
 
 
 def _parallel(sweep: SweepRecord, scored: Sequence[TrialRecord], axes: Sequence[Axis]) -> Html:
@@ -149,7 +152,7 @@ def _parallel(sweep: SweepRecord, scored: Sequence[TrialRecord], axes: Sequence[
             marks.append(el("text", text, x=x + 5, y=_n(_y(share) + 4), class_="over"))
         content.append(el("text", axis.name, x=x, y=bottom + 22, text_anchor="middle", class_="label"))
     for one in reversed(scored):
-        values = [*(one.row["params"].get(axis.name) for axis in axes[:-1]), one.row["val_acc1"]]
+        values = [*(one.row["params"].get(axis.name) for axis in axes[:-1]), score_of(one.row)]
         places = [axis.at(value) for axis, value in zip(axes, values, strict=True)]
         points = [(LEFT + AXIS * number, share) for number, share in enumerate(places) if share is not None]
         line = "M" + "L".join(f"{x} {_n(_y(share))}" for x, share in points)
@@ -168,7 +171,7 @@ def _scatter(sweep: SweepRecord, scored: Sequence[TrialRecord], axis: Axis, scor
     middle = (LEFT + WIDTH - RIGHT) / 2
     content.append(el("text", axis.name, x=middle, y=bottom + 33, text_anchor="middle", class_="label"))
     for one in scored:
-        x, y = axis.at(one.row["params"].get(axis.name)), score.at(one.row["val_acc1"])
+        x, y = axis.at(one.row["params"].get(axis.name)), score.at(score_of(one.row))
         if x is not None and y is not None:
             dot = f"dot c{_colour(sweep, one.row['backbone'])}"
             content.append(el("circle", _told(one), cx=_n(_x(x)), cy=_n(_y(y)), r=4, class_=dot))
@@ -192,13 +195,14 @@ def _n(value: float) -> str:
 
 
 def learning(sweep: SweepRecord) -> Section | None:
-    """Accuracy on validation over epochs, a line a trial, one chart a backbone."""
+    """The score on validation over epochs, a line a trial, one chart a backbone."""
+    single = sweep.spec.score_name == "acc1"
     charts = []
     for backbone in sweep.spec.backbones:
         series = []
         for one in reversed(_of(sweep, backbone.name)):
             lines = [line for line in one.history if "epoch" in line]
-            scores = [line.get("ema_val_acc1", line.get("val_acc1")) for line in lines]
+            scores = [score_of(line) for line in lines]
             if finite(scores):
                 epochs = [float(line["epoch"]) for line in lines]
                 series.append(Series(one.row["trial"], epochs, scores, _colour(sweep, backbone.name)))
@@ -206,9 +210,9 @@ def learning(sweep: SweepRecord) -> Section | None:
             charts.append(
                 Lines(
                     name=f"learning-{backbone.label}",
-                    title=f"Accuracy on validation: {backbone.name}",
+                    title=f"{'Accuracy' if single else 'Average precision'} on validation: {backbone.name}",
                     x_label="epoch",
-                    y_label="right",
+                    y_label="right" if single else _SHOWN["map"],
                     series=series,
                     percent=True,
                 )  # fmt: skip

@@ -1,22 +1,21 @@
 """Where runs live: verified commits, one writer, nothing half-written ever trusted.
 
-storage <- {local, arrow}   files: local through `os`, object stores through pyarrow
-codec                       bytes: canonical JSON, sealed records, safetensors
-lease <- fence <- commit    one driver; numbered attempts; checkpoints
-weights <- run_dir          published weights; the layout of a run
-writer                      commits in the background
+storage <- {local, arrow}             files: local through `os`, object stores through pyarrow
+codec                                 bytes: canonical JSON, sealed records, safetensors
+lease <- fence <- commit <- attempt   one driver; numbered attempts; checkpoints; the right to go on
+weights <- run_dir                    published weights; the layout of a run
+writer                                commits in the background
 
 No pickle anywhere: opening somebody's run executes nothing. Importing this package imports neither torch nor pyarrow.
 """
 
 from __future__ import annotations
 
+from sports_ray.store.attempt import Attempt, begin_attempt
 from sports_ray.store.commit import (
-    Attempt,
     Commit,
     CommitId,
     CommitInfo,
-    begin_attempt,
     list_commits,
     newest,
     read_commit,

@@ -5,7 +5,7 @@ manifest.arrow               the photographs
 settled.json, its copy       what was chosen once: precision, threads; likewise
 metrics.jsonl                one line an evaluation, without clocks; always written whole
 timings.jsonl                what holds clocks; appended, each line with a crc32 of itself
-checkpoints/ fences/ lease*  see commit.py, fence.py, lease.py
+checkpoints/ fences/ lease*  see attempt.py, commit.py, fence.py, lease.py
 weights/NAME.safetensors     with NAME.json beside it; see weights.py
 stop.json                    a request to pause
 """

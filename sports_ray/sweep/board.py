@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sports_ray.score.main_score import score_name, score_of
 from sports_ray.store.codec import canonical
 from sports_ray.sweep.space import Params
 from sports_ray.sweep.spec import SweepSpec, Trial
@@ -21,14 +22,14 @@ _ORDER = {"done": 0, "stopped": 1, "open": 2, "failed": 3}
 
 def score(line: Line, metric: str) -> float:
     """What ranks: higher is better. The EMA's where there is one, as the engine picks its best epoch."""
-    value = _scored(line, "val_acc1" if metric == "acc1" else "val_loss")
+    value = score_of(line) if metric == "acc1" else _loss(line)
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return -math.inf
     return float(value) if metric == "acc1" else -float(value)
 
 
-def _scored(line: Line, name: str) -> Any:
-    return line.get(f"ema_{name}", line.get(name))
+def _loss(line: Line) -> Any:
+    return line.get("ema_val_loss", line.get("val_loss"))
 
 
 def best_line(history: Sequence[Line], metric: str) -> Line | None:
@@ -37,26 +38,26 @@ def best_line(history: Sequence[Line], metric: str) -> Line | None:
 
 
 def result(history: Sequence[Line], metric: str) -> dict[str, Any]:
-    """What a history is worth: epochs done, and the epoch, step, accuracy and loss of its best evaluation."""
+    """What a history is worth: epochs done, and the epoch, step, score and loss of its best evaluation."""
     best = best_line(history, metric) or {}
     return {
         "epochs": history[-1]["epoch"] if history else 0,
         "best_epoch": best.get("epoch"),
         "best_step": best.get("step"),
-        "val_acc1": _scored(best, "val_acc1"),
-        "val_loss": _scored(best, "val_loss"),
+        f"val_{score_name(best)}": score_of(best),
+        "val_loss": _loss(best),
     }
 
 
-def row(trial: Trial, params: Params | None, end: Mapping[str, Any] | None) -> Row:
-    """One trial's row; `end`: what was recorded when it ended, None while it has work left."""
+def row(trial: Trial, params: Params | None, end: Mapping[str, Any] | None, name: str = "acc1") -> Row:
+    """One trial's row; `end`: what was recorded when it ended, None while it has work left; `name`: of the score."""
     end = end or {}
     found = end.get("result") or {}
     return {
         "trial": trial.name,
         "backbone": trial.backbone.name,
         "state": end.get("state", "open"),
-        "val_acc1": found.get("val_acc1"),
+        f"val_{name}": found.get(f"val_{name}"),
         "val_loss": found.get("val_loss"),
         "best_epoch": found.get("best_epoch"),
         "epochs": found.get("epochs"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from sports_ray.errors import ConfigError
 from sports_ray.recipe import to_toml
+from sports_ray.score.main_score import NAMES, score_of
 from sports_ray.sweep import board
 from sports_ray.sweep.folder import Decision, SweepDir
 from sports_ray.sweep.halving import goes_on
@@ -160,7 +161,8 @@ class Conductor:
     # What is left for people.
 
     def rows(self) -> list[board.Row]:
-        rows = [board.row(one, self._params.get(name), self._ends.get(name)) for name, one in self.trials.items()]
+        score, items = self.spec.score_name, self.trials.items()
+        rows = [board.row(one, self._params.get(name), self._ends.get(name), score) for name, one in items]
         return board.ranked(rows, self.spec.metric)
 
     def publish(self) -> list[board.Row]:
@@ -180,9 +182,9 @@ class Conductor:
         """A trial's settings as the text of a recipe."""
         trial, end = self.trials[name], self._ends[name]
         config = self.spec.recipe(trial, self._params[name])
-        accuracy = end["result"]["val_acc1"]
+        found = score_of(end["result"])
         head = f"# The best settings for {trial.backbone.name} of the sweep {self.spec.name}: trial {name}"
-        score = f", {accuracy:.4f} on validation\n#" if accuracy is not None else "\n#"
+        score = f", {NAMES[self.spec.score_name]} {found:.4f} on validation\n#" if found is not None else "\n#"
         return f"{head}{score}\n#   sports-ray train --recipe {recipe_name(trial)} --data DIR\n\n{to_toml(config)}"
 
 

@@ -16,7 +16,6 @@ from sports_ray.sweep.resources import Share
 from sports_ray.sweep.space import Parameter, Params, grid_params, grid_size, parse_space, random_params, space_of
 
 FORMAT = 1
-METRICS = {"acc1": "val_acc1", "loss": "val_loss"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +56,17 @@ class SweepSpec:
     keep_weights: int
     """The best trials of each backbone whose weights stay."""
     data: Mapping[str, Any]
-    """fingerprint, root, and the number of images of each split."""
+    """fingerprint, root, the number of images of each split, and multilabel where a photograph shows several classes."""
 
     @property
     def metric(self) -> str:
         """acc1 or loss: what ranks trials, as the engine picks the best epoch."""
         return self.backbones[0].config.loop.early_stop_metric
+
+    @property
+    def score_name(self) -> str:
+        """acc1 or map: the score that people read, whatever ranks."""
+        return "map" if self.data.get("multilabel") else "acc1"
 
     def trials(self) -> list[Trial]:
         """All trials, backbone by backbone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import ray
 
+from sports_ray.data.demo_objects import draw_objects
 from sports_ray.orchestrate.plan import make_plan
 from sports_ray.processes import below, name_of
 from sports_ray.store.commit import list_commits
@@ -24,6 +26,7 @@ from sports_ray.sweep.folder import SweepDir
 from tests.support.nodes import named_below
 from tests.support.running import Running, Started
 from tests.support.runs import results, train_in_child
+from tests.support.shell import sports_ray
 
 MODELS = ("test_resnet", "test_efficientnet")
 SETTINGS = {
@@ -65,7 +68,7 @@ def expected(folder: SweepDir, place: Path) -> dict[str, bytes]:
         config = spec.config(trial, params, str(place))
         assert train_in_child(config) == 0
         history = make_plan(config).run_dir.read_metrics()
-        rows.append(row(trial, params, {"state": "done", "result": result(history, "acc1")}))
+        rows.append(row(trial, params, {"state": "done", "result": result(history, "acc1")}, spec.score_name))
         assert results(config) == results(spec.config(trial, params, folder.uri)), trial.name
     board = ranked(rows, "acc1")
     return {"leaderboard.json": as_json(spec, board), "leaderboard.csv": as_csv(spec, board)}
@@ -92,10 +95,14 @@ def sessions(folder: SweepDir) -> dict[str, int]:
     return {name: sum(event["kind"] == "start" for event in events) for name, events in starts.items()}
 
 
+@pytest.mark.parametrize("labels", ["one", pytest.param("several", marks=pytest.mark.long)])
 def test_sweep_whose_driver_was_killed_has_the_leaderboard_of_trials_trained_alone(
-    ray_session: None, photos: Path, tmp_path: Path
+    ray_session: None, photos: Path, tmp_path: Path, labels: str
 ) -> None:
     """Both drivers join one cluster, so that the dead one's trials are there when the other begins."""
+    if labels == "several":
+        draw_objects(tmp_path / "things", classes=4, per_class=12, size=40, seed=1)
+        photos = tmp_path / "things" / "labels.csv"
     folder = SweepDir(str(tmp_path / "runs" / "one"))
     joined = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with Running(tmp_path, *words(photos), environment=joined) as driver:
@@ -113,8 +120,12 @@ def test_sweep_whose_driver_was_killed_has_the_leaderboard_of_trials_trained_alo
     assert boards(folder) == expected(folder, tmp_path / "alone")
     for trial in starts:
         assert len(list_commits(folder.run_dir(trial).storage)) <= 2, "the newest and the best"
+    score = {"one": "val_acc1", "several": "val_map"}[labels]
+    assert all(0 < one[score] <= 1 for one in json.loads(boards(folder)["leaderboard.json"])["trials"])
     (following,) = [event["commands"] for event in shown.events if event["event"] == "next"]
     assert [command.split()[1] for command in following] == ["train", "train", "eval-ensemble", "report"]
+    for command in following[2:] if labels == "several" else ():
+        assert sports_ray(tmp_path, *shlex.split(command)[1:]).code == 0, command
 
 
 VICTIMS = ("driver", "trial", "raylet", "gcs", "everything")

@@ -20,8 +20,9 @@ from sports_ray.cli.status import run_facts
 from sports_ray.config import TrainConfig
 from sports_ray.data.demo import draw_demo
 from sports_ray.errors import RunError, SportsRayError, WeightsError
+from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.codec import Encoded
-from sports_ray.store.commit import begin_attempt, list_commits, newest, read_commit, write_commit
+from sports_ray.store.commit import list_commits, newest, read_commit, write_commit
 from sports_ray.store.lease import Lease
 from sports_ray.store.run_dir import MANIFEST, RunDir
 from sports_ray.store.storage import open_storage

@@ -21,8 +21,9 @@ from sports_ray.doctor.run import check_run
 from sports_ray.orchestrate.local import train_here
 from sports_ray.orchestrate.plan import load_run, make_plan
 from sports_ray.recipe import config_from_dict, config_to_dict
+from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.codec import seal, unseal
-from sports_ray.store.commit import begin_attempt, newest, write_commit
+from sports_ray.store.commit import newest, write_commit
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import open_storage
 from tests.local.test_out_of_memory import OOM, ROOM, limited_run

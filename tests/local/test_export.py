@@ -22,20 +22,24 @@ from sports_ray.errors import ExportError
 from sports_ray.export.formats import FORMATS, Converter
 from sports_ray.export.write import export
 from sports_ray.predict.member import find_member, load_model
-from sports_ray.store.commit import begin_attempt, write_commit
+from sports_ray.store.attempt import begin_attempt
+from sports_ray.store.commit import write_commit
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import open_storage
-from tests.support.members import CLASSES, listed, make_member, photographs
+from tests.support.members import CLASSES, listed, make_member, photographs, tree
 from tests.support.runs import small_config, train_in_child
 from tests.support.shell import sports_ray
 
-DOCS = Path(__file__).parents[2] / "docs" / "export.md"
+HOME = Path(__file__).parents[2]
+DOCS = HOME / "docs" / "export.md"
 BLOCKS = dict(re.findall(r"^```python (\w+)\n(.*?)^```$", DOCS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
 """The page's programs by name."""
 RUN_FILE = """
 import sys, numpy as np
 print(json.dumps([[logits(part).tolist() for part in np.load("images.npz").values()], about, list(sys.modules)]))
 """
+EXTRAS = {"tflite": ("litert_torch", "ai_edge_litert"), "savedmodel": ("litert_torch", "tensorflow")}
+"""Packages of the formats that only an environment of their own has."""
 
 
 def installed(name: str) -> pytest.MarkDecorator:
@@ -95,26 +99,29 @@ def agrees_outside(
     np.savez(folder / "images.npz", *np.split(images, np.cumsum(sizes)[:-1]))
     found, about, modules = json.loads(program(folder, BLOCKS[name] + RUN_FILE))
     assert not [module for module in modules if module.startswith("sports_ray")]
-    expected = original(place, images, run)
-    assert np.abs(expected).max() > 0.1  # else anything would agree
-    np.testing.assert_allclose(np.concatenate(found), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert_agrees(np.concatenate(found), original(place, images, run))
     return about  # type: ignore[no-any-return]
+
+
+def assert_agrees(found: np.ndarray, expected: np.ndarray) -> None:
+    assert np.abs(expected).max() > 0.1  # else anything would agree
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", formats("onnx", "pt2", "torchscript", "tflite", "savedmodel", long=("pt2",)))
 def test_a_program_without_sports_ray_computes_the_same_from_the_file(place: Path, tmp_path: Path, name: str) -> None:
     chosen = FORMATS[name]
     words = ["export", str(place / "runs" / "a"), "--format", name, "--output", f"model{chosen.suffix}", "--json"]
-    shown = sports_ray(tmp_path, *words, *["--dynamic-batch"] * chosen.dynamic, "--check", "14")
+    shown = sports_ray(tmp_path, *words, *["--dynamic-batch"] * chosen.dynamic)
     assert shown.code == 0, shown.err
     events = {event["event"]: event for event in shown.events}
     check = events["check"]
     assert (
-        check["images"] == check["same_class"] == 14
-        and check["source"] == "12 validation photographs and 2 drawn images"
+        check["images"] == check["same_class"] == 32
+        and check["source"] == "12 validation photographs and 20 drawn images"
     )
-    assert check["logits"] <= 1e-4 and check["batches"] == ([1, 2, 5, 6] if chosen.dynamic else [1])
-    about = agrees_outside(place, tmp_path, name, (1, 3, 1) if chosen.dynamic else (1, 1))
+    assert check["logits"] <= 1e-4 and check["batches"] == ([1, 2, 5, 8] if chosen.dynamic else [1])
+    about = agrees_outside(place, tmp_path, name, (1, 3, 1, 27) if chosen.dynamic else (1,) * 32)
     assert about == events["written"]["about"] and about["classes"] == list(CLASSES)
     how = about["preprocessing"]
     spec = find_member("a", str(place / "runs")).spec
@@ -144,9 +151,30 @@ def test_the_page_s_program_finds_the_class_that_predict_finds(place: Path, tmp_
         assert program(tmp_path, BLOCKS["onnx"] + BLOCKS["photograph"], f"in/{name}").strip() == found
 
 
-def test_pt2_holds_no_pickle(place: Path, tmp_path: Path) -> None:
-    assert sports_ray(tmp_path, "export", str(place / "runs" / "a"), "--format", "pt2", "--check", "1").code == 0
-    archive = zipfile.ZipFile(tmp_path / "a.pt2")
+@pytest.fixture(scope="module")
+def pt2(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of model.pt2, for one image at a time."""
+    folder = tmp_path_factory.mktemp("pt2")
+    words = ("export", str(place / "runs" / "a"), "--format", "pt2", "--output", "model.pt2", "--json")
+    shown = sports_ray(folder, *words)
+    assert shown.code == 0, shown.err
+    check = next(event for event in shown.events if event["event"] == "check")
+    assert check["images"] == check["same_class"] == 32 and check["batches"] == [1]
+    return folder
+
+
+def test_pt2_read_again_computes_the_same_on_32_images(place: Path, pt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the page's program, here: another interpreter takes seconds to import torch."""
+    monkeypatch.chdir(pt2)
+    names: dict[str, Any] = {}
+    exec(BLOCKS["pt2"], names)
+    images = np.random.default_rng(7).normal(0, 1, (32, 3, 32, 32)).astype(np.float32)
+    found = np.concatenate([names["logits"](images[n : n + 1]) for n in range(32)])
+    assert_agrees(found, original(place, images))
+
+
+def test_pt2_holds_no_pickle(pt2: Path) -> None:
+    archive = zipfile.ZipFile(pt2 / "model.pt2")
     for entry in archive.namelist():
         # How a pickle begins, and an archive that torch writes one into.
         assert not entry.endswith(".pkl") and not archive.read(entry).startswith((b"\x80\x02", b"PK\x03\x04"))
@@ -194,6 +222,42 @@ def test_mistakes_end_in_one_line(place: Path, tmp_path: Path, words: tuple[str,
     shown = sports_ray(tmp_path, "export", str(place / "runs" / "a"), *words)
     assert shown.code == 2 and shown.err.count("\n") == 1 and text in shown.err, shown.err
     assert not [path for path in tmp_path.iterdir() if path.name not in (".out", ".err", ".imported")]
+
+
+def lacking(name: str) -> list[str]:
+    return [package for package in EXTRAS[name] if importlib.util.find_spec(package) is None]
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.skipif(not lacking(name), reason=f"the extra [{name}] is installed"))
+    for name in EXTRAS
+])  # fmt: skip
+def test_a_format_without_its_extra_is_one_line_that_names_it_and_nothing_is_written(
+    place: Path, tmp_path: Path, name: str
+) -> None:
+    run, there = place / "runs" / "a", tmp_path / "there" / f"model{FORMATS[name].suffix}"
+    earlier = there if FORMATS[name].suffix else there / "saved_model.pb"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"what was there before")
+    before = tree(place), tree(tmp_path / "there")
+    parts = f"no {', '.join(lacking(name))}", f"the extra [{name}]", f"pip install 'sports-ray[{name}]'"
+    words = ("export", str(run), "--format", name)
+    for more in ((), ("--output", str(there))):
+        shown = sports_ray(tmp_path, *words, *more)
+        assert shown.code == 2 and shown.out == "" and shown.err.count("\n") == 1
+        assert shown.err.endswith(f"--format {name}; got {parts[0]}; wanted {parts[1]}; cure: {parts[2]}\n")
+    shown = sports_ray(tmp_path, *words, "--json")
+    assert shown.code == 2 and [(one["got"], one["wanted"], one["cure"]) for one in shown.events] == [parts]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".err", ".imported", ".out", "there"]
+    assert (tree(place), tree(tmp_path / "there")) == before
+
+
+def test_the_readme_says_which_formats_need_an_extra_and_that_there_is_no_tf_js() -> None:
+    text = " ".join((HOME / "README.md").read_text(encoding="utf-8").split())
+    assert re.search(r"There is no TF\.js: tensorflowjs [^.]+\.", text), "missing, and why"
+    sentence = re.search(r"TFLite and SavedModel[^.]+ need the extras[^.]+", text)
+    assert sentence and all(f"`{name}`" in sentence[0] for name in EXTRAS)
+    assert set(FORMATS) == {"onnx", "pt2", "torchscript", *EXTRAS}, "the README tells of each"
 
 
 def test_raw_weights_are_those_of_the_published_step(tmp_path: Path) -> None:

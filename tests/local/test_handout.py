@@ -10,7 +10,8 @@ import torch
 
 from sports_ray.engine.handout import hand_out
 from sports_ray.engine.world import World
-from sports_ray.store.commit import begin_attempt, newest, write_commit
+from sports_ray.store.attempt import begin_attempt
+from sports_ray.store.commit import newest, write_commit
 from sports_ray.store.storage import open_storage
 from tests.support.ranks import on_ranks
 

@@ -20,7 +20,8 @@ from sports_ray.data.manifest import build_manifest
 from sports_ray.data.pack_write import PackReport
 from sports_ray.errors import DataError
 from sports_ray.predict.blocks import ROWS
-from sports_ray.store.commit import begin_attempt, list_commits, newest, read_commit, write_commit
+from sports_ray.store.attempt import begin_attempt
+from sports_ray.store.commit import list_commits, newest, read_commit, write_commit
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import Storage, open_storage
 from tests.support.killed import in_memory, points_of, run_killed

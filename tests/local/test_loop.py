@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor
 
@@ -48,7 +48,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    config = small_config(photos, tmp_path_factory.mktemp("done"), **SETTINGS)
+    """Begun with the weights of a model that knew seven other classes."""
+    folder = tmp_path_factory.mktemp("done")
+    torch.manual_seed(7)
+    known = create(small_config(photos, folder).model, 7, 32).state_dict()
+    drawn = {name: torch.rand_like(tensor) for name, tensor in known.items() if "running" in name}
+    save_file({**known, **drawn}, folder / "known.safetensors")
+    config = small_config(photos, folder, model__weights=str(folder / "known.safetensors"), **SETTINGS)
     assert train_in_child(config) == 0
     return config
 
@@ -66,8 +72,14 @@ def at_step(config: TrainConfig, step: int, part: str = "model") -> dict[str, Te
 
 
 def at_start(config: TrainConfig) -> dict[str, Tensor]:
+    """All that the given weights bring, under a head that follows from the seed."""
     torch.manual_seed(config.loop.seed)
-    return create(config.model, 4, config.data.image_size).state_dict()
+    drawn = create(config.model, 4, config.data.image_size).state_dict()
+    brought = {name: tensor for name, tensor in load_file(config.model.weights).items() if not name.startswith("fc.")}
+    assert 0 < len(drawn) - len(brought) <= 2 and not any(
+        torch.equal(drawn[name], tensor) for name, tensor in brought.items() if name.endswith("conv1.weight")
+    )
+    return {**drawn, **brought}
 
 
 def test_ema_of_every_step_is_the_closed_form_over_the_weights(done: TrainConfig) -> None:
@@ -126,7 +138,7 @@ def test_in_a_phase_of_the_head_nothing_else_moves_and_afterwards_everything_doe
 def test_run_cut_within_a_phase_or_after_it_equals_the_unbroken_run(
     photos: Path, done: TrainConfig, tmp_path: Path, how: str, look: int, code: int
 ) -> None:
-    config = small_config(photos, tmp_path, **SETTINGS)
+    config = small_config(photos, tmp_path, model__weights=done.model.weights, **SETTINGS)
     assert train_in_child(config, **{how: look}) == code
     if how == "stop_at":
         assert [path.name[:13] for path in (folder_of(config) / "checkpoints").glob("step-*")] == ["step-00000001"]

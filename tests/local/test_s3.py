@@ -20,7 +20,8 @@ import torch
 
 from sports_ray.data.demo import draw_demo
 from sports_ray.errors import ConfigError, FencedError, RunError, StorageError
-from sports_ray.store.commit import begin_attempt, is_finished, list_commits, newest, read_commit, write_commit
+from sports_ray.store.attempt import begin_attempt
+from sports_ray.store.commit import is_finished, list_commits, newest, read_commit, write_commit
 from sports_ray.store.fence import is_orphan, read_fences
 from sports_ray.store.lease import Lease, Owner
 from sports_ray.store.storage import Storage, open_storage

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from sports_ray.recipe import build_config
-from sports_ray.store.commit import begin_attempt, write_commit
+from sports_ray.store.attempt import begin_attempt
+from sports_ray.store.commit import write_commit
 from sports_ray.sweep.folder import SweepDir
 from sports_ray.sweep.halving import Halving
 from sports_ray.sweep.resources import Share

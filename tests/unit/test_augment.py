@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance
-from timm.data import auto_augment as timm_auto
+from PIL import Image, ImageEnhance, ImageOps
 from timm.data import create_transform
 from torchvision.transforms import functional as tv
 
-from sports_ray.config import AugmentConfig, ImageSpec
+from sports_ray.config import AugmentConfig
 from sports_ray.data import augment as augmentation
 from sports_ray.data import policy
 from sports_ray.data.augment import Params, apply, evaluate, params_from, sample_params, shrink
 from sports_ray.data.policy import Op
-from sports_ray.errors import ConfigError
-
-FILL = (124, 116, 104)
-PLAIN = AugmentConfig()
-
-
-def spec(**changes: object) -> ImageSpec:
-    values: dict[str, object] = dict(train_size=96, eval_size=96, crop_pct=0.875, crop_mode="center")
-    values |= dict(interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    return ImageSpec(**(values | changes))  # type: ignore[arg-type]
-
-
-def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Noise at several scales: edges, flat parts and texture, as in a photograph."""
-    rng = np.random.default_rng(seed)
-    total = np.zeros((height, width, 3))
-    for cells, weight in ((4, 0.5), (16, 0.3), (64, 0.2)):
-        noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-        total += weight * np.asarray(noise.resize((width, height), Image.Resampling.NEAREST))
-    return Image.fromarray(total.astype(np.uint8))
-
-
-def tensor(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+from sports_ray.engine.learner import build_learner
+from sports_ray.engine.world import World
+from sports_ray.model.build import image_spec
+from sports_ray.recipe import build_config
+from tests.support.learners import new_learner
+from tests.support.pictures import FILL, photograph, spec, tensor
 
 
 def assert_equal_but_for_rounding(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -103,56 +84,37 @@ def test_a_squashed_training_image_is_timms_squash_of_all_of_it(interpolation: s
     assert_equal_but_for_rounding(ours, theirs)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_photograph_squashed_to_224_px_and_normalised_is_timms_tensor(training: bool) -> None:
+    config = build_config("vlg-resnet50")
+    ours_spec = image_spec(config.model.name, config.data.image_size, config.data.crop_mode, config.data.crop_pct)
+    y, x = np.indices((200, 311))
+    image = Image.fromarray((np.stack((3 * x + y, x * y // 50, 2 * y - x), 2) % 256).astype(np.uint8))
+    mean, std = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))  # ImageNet's
+    resized = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR))
+    by_hand = torch.from_numpy((resized / 255 - mean) / std).permute(2, 0, 1)
+    names: dict[str, Any] = dict(interpolation="bilinear", mean=tuple(mean), std=tuple(std))
+    theirs = create_transform(224, is_training=False, crop_pct=1.0, crop_mode="squash", **names)(image)
+    assert (theirs - by_hand).abs().max() < 1e-5
+    assert (by_hand[:, [0, 100, 223], [0, 50, 223]] - torch.tensor(GOLDEN_SQUASH)).abs().max() < 1e-3
+    params = sample_params(AugmentConfig(crop="squash", hflip=0), 0, 0, 0, 311, 200, 224)
+    pixels = apply(tensor(image), params, ours_spec) if training else evaluate(tensor(image), ours_spec, 224)
+    learner, _ = new_learner(World())
+    learner = build_learner(learner.config, learner.model, ours_spec, 1.0, 0.9, "fp32", World())
+    apart = (learner.normalise(pixels[None])[0] - by_hand).abs() * torch.from_numpy(std)[:, None, None] * 255  # levels
+    assert apart.max() < 2.001 and apart.mean() < 0.2
+
+
+GOLDEN_SQUASH = [[-2.1008, -1.3987, -0.3369], [-2.0357, 0.1176, 1.6057], [-0.3404, 0.0779, -0.2707]]
+"""By channel, at (0, 0), (100, 50) and (223, 223)."""
+
+
 def test_squash_changes_no_other_draw_of_a_position() -> None:
     everything: dict[str, Any] = dict(policy="rand-m7-n2", color_jitter=0.3, erasing=0.5, rotate=9.0, vflip=0.5)
     for position in range(20):
         random_crop = sample_params(AugmentConfig(**everything), 3, 0, position, 200, 150, 96)
         squash = sample_params(AugmentConfig(crop="squash", **everything), 3, 0, position, 200, 150, 96)
         assert squash._replace(box=None) == random_crop._replace(box=None)
-
-
-@pytest.mark.parametrize("magnitude", [0, 3, 7, 10])
-@pytest.mark.parametrize("increasing", [False, True])
-@pytest.mark.parametrize("name", policy.RAND)
-def test_operations_are_timms(name: str, increasing: bool, magnitude: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = photograph(96, 96, seed=magnitude)
-    hparams = dict(img_mean=FILL, interpolation=Image.Resampling.BILINEAR)
-    theirs_name = name + "Increasing" if increasing and name + "Increasing" in timm_auto.NAME_TO_OP else name
-    if policy.operation(name, magnitude, False, increasing) == Op("Posterize", 1) and magnitude in (0, 10):
-        magnitude = 8 if increasing else 3  # timm asks for 0 bits there, which Pillow refuses; ours keeps 1
-    for negative in (False, True):
-        monkeypatch.setattr(random, "random", lambda negative=negative: 0.9 if negative else 0.1)
-        op = policy.operation(name, magnitude, negative, increasing)
-        ours = policy.run(tensor(image).numpy(), op, FILL)
-        if name.startswith("Translate"):  # ours: whole pixels
-            move = round(op.value * 96)
-            theirs = getattr(timm_auto, f"translate_{name[9].lower()}_abs")(image, move, fillcolor=FILL, resample=2)
-        else:
-            theirs = timm_auto.AugmentOp(theirs_name, prob=1.0, magnitude=magnitude, hparams=hparams)(image)
-        assert np.array_equal(ours.transpose(1, 2, 0), np.asarray(theirs)), op
-
-
-def test_the_auto_policy_is_the_original_of_timm() -> None:
-    theirs = timm_auto.auto_augment_policy_original(timm_auto._HPARAMS_DEFAULT)
-    assert [[(op.name, op.prob, op.magnitude) for op in pair] for pair in theirs] == [
-        list(pair) for pair in policy.AUTO
-    ]
-
-
-def test_rand_draws_each_operation_equally_often_and_applies_half() -> None:
-    rand = policy.parse("rand-m7-n2")
-    rows = np.random.default_rng(0).random((6000, policy.DRAWS)).tolist()
-    drawn = [op.name for row in rows for op in rand.sample(row)]
-    assert abs(len(drawn) - 6000) < 200
-    counts = [drawn.count(name) for name in policy.RAND]
-    assert min(counts) > 310 and max(counts) < 490  # 400 expected
-    assert {op.value for row in rows for op in rand.sample(row) if op.name == "Rotate"} == {-21.0, 21.0}
-
-
-@pytest.mark.parametrize("text", ["rand", "rand-m11-n2", "rand-m5-n0", "rand-m5-n11", "rand-n2-m5", "auto-v0", "", "x"])
-def test_a_wrong_policy_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"augment.policy; got .*wanted none, auto, or rand-mM-nN"):
-        augmentation.check(AugmentConfig(policy=text))
 
 
 def test_parameters_depend_on_seed_epoch_and_position_alone() -> None:
@@ -222,6 +184,86 @@ def test_one_factor_of_jitter_is_pillows_enhancement(factor: tuple[float, float,
     which = next(i for i, value in enumerate(factor) if value != 1)
     theirs = tensor(enhance[which](image).enhance(factor[which]))
     assert levels_apart(torch.from_numpy(policy.jitter(tensor(image).numpy(), *factor)), theirs) <= rounding
+
+
+@pytest.mark.parametrize("factors", [(1.2, 0.8, 1.3), (0.8, 1.3, 0.5)])
+def test_apply_jitters_by_all_three_factors_as_torchvision(factors: tuple[float, float, float]) -> None:
+    image = (tensor(photograph(96, 96)).double() / 3 + 80).byte()  # nothing is clipped on the way
+    theirs = image.float() / 255
+    for adjust, factor in zip((tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation), factors, strict=True):
+        theirs = adjust(theirs, factor)
+    ours = apply(image, nothing(box=(0, 0, 96, 96), jitter=factors), spec())
+    assert levels_apart(ours, (theirs * 255).round().byte()) <= 1
+
+
+@pytest.mark.parametrize("degrees", [-31.0, 12.5, 90.0])
+def test_apply_rotates_as_pillow(degrees: float) -> None:
+    image = photograph(96, 96)
+    ours = apply(tensor(image), nothing(box=(0, 0, 96, 96), geometry=(Op("Rotate", degrees),)), spec())
+    assert torch.equal(ours, tensor(image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=FILL)))
+
+
+@pytest.mark.parametrize("factor", [0.7, 0.95, 1.3])
+def test_apply_zooms_as_torchvision(factor: float) -> None:
+    image = photograph(96, 96)
+    how: dict[str, Any] = dict(interpolation=tv.InterpolationMode.BILINEAR, fill=list(FILL))
+    theirs = tensor(tv.affine(image, angle=0.0, translate=[0, 0], scale=factor, shear=[0.0], **how))
+    ours = apply(tensor(image), nothing(box=(0, 0, 96, 96), geometry=(Op("Zoom", factor),)), spec())
+    assert levels_apart(ours, theirs) <= 1
+
+
+def test_apply_flips_as_pillow() -> None:
+    image = photograph(96, 96)
+    for hflip, vflip in itertools.product((False, True), repeat=2):
+        theirs = ImageOps.mirror(image) if hflip else image
+        theirs = ImageOps.flip(theirs) if vflip else theirs
+        ours = apply(tensor(image), nothing(box=(0, 0, 96, 96), hflip=hflip, vflip=vflip), spec())
+        assert torch.equal(ours, tensor(theirs))
+
+
+@pytest.mark.parametrize("box", [(3, 10, 90, 120), None])
+def test_apply_does_all_parts_in_their_order(box: tuple[int, int, int, int] | None) -> None:
+    image = tensor(photograph(150, 110))
+    geometry, ops = (Op("Rotate", 20.0), Op("Zoom", 0.8)), (Op("ShearX", 0.2), Op("Equalize"), Op("Solarize", 100))
+    params = Params(box, True, True, geometry, (1.3, 0.7, 1.2), ops, (20, 30, 40, 50))
+    small = evaluate(image, spec(), 96) if box is None else apply(image, nothing(box=box), spec())
+    pixels = small.flip(1, 2).numpy()
+    for op in geometry:
+        pixels = policy.run(pixels, op, FILL)
+    pixels = policy.jitter(pixels, 1.3, 0.7, 1.2)
+    for op in ops:
+        pixels = policy.run(pixels, op, FILL)
+    expected = torch.from_numpy(pixels.copy())
+    expected[:, 20:60, 30:80] = torch.tensor(FILL, dtype=torch.uint8)[:, None, None]
+    before = image.clone()
+    ours = apply(image, params, spec())
+    assert torch.equal(ours, expected) and torch.equal(image, before)
+    none = nothing()._asdict()
+    for part in ("hflip", "vflip", "geometry", "jitter", "ops", "erase"):
+        assert not torch.equal(apply(image, params._replace(**{part: none[part]}), spec()), expected), part
+
+
+@pytest.mark.parametrize(
+    "rotate, zoom, color_jitter",
+    [(15.0, 0.2, 0.3), (180.0, 0.5, 1.0), (15.0, 0, 0), (0, 0.2, 0), (0, 0, 0.3), (0, 0, 0)],
+)
+def test_rotation_zoom_and_jitter_fill_their_ranges(rotate: float, zoom: float, color_jitter: float) -> None:
+    augment = AugmentConfig(rotate=rotate, zoom=zoom, color_jitter=color_jitter)
+    params = [params_from(augment, u, 96, 96, 96) for u in augmentation.draws(7, 1, 0, 3000)]
+    drawn = [("Rotate", 0.0, rotate), ("Zoom", 1.0, zoom)] + 3 * [("jitter", 1.0, color_jitter)]
+    drawn = [part for part in drawn if part[2]]  # name, middle and reach
+    names = [name for name, *_ in drawn if name != "jitter"]
+    assert all([op.name for op in each.geometry] == names for each in params)
+    assert all((each.jitter is not None) == (color_jitter > 0) for each in params)
+    values = np.array([[op.value for op in each.geometry] + list(each.jitter or ()) for each in params])
+    assert values.shape == (3000, len(drawn))
+    shares = [(column - middle) / reach for column, (_, middle, reach) in zip(values.T, drawn, strict=True)]
+    for share in shares:  # of the way to either end
+        assert abs(share).max() < 1 + 1e-9 and share.min() < -0.99 and share.max() > 0.99
+        counts, _ = np.histogram(share, 10, (-1, 1))
+        assert abs(counts - 300).max() < 75  # four and a half deviations
+    for one, other in itertools.combinations(shares, 2):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.09  # each has a draw of its own
 
 
 def test_zoom_and_rotation_bring_in_the_mean_colour() -> None:

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from sports_ray.errors import ConfigError, FencedError, RunError, StorageError
+from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.codec import Encoded, canonical, parse, seal, unseal
-from sports_ray.store.commit import begin_attempt, list_commits, newest, read_commit, write_commit
+from sports_ray.store.commit import list_commits, newest, read_commit, write_commit
 from sports_ray.store.fence import Fence, check, is_orphan, read_fences
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import Storage, open_storage

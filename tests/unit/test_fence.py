@@ -12,7 +12,8 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from sports_ray.errors import FencedError
 from sports_ray.store.arrow import ArrowStorage
-from sports_ray.store.commit import CommitId, begin_attempt, list_commits, newest, write_commit
+from sports_ray.store.attempt import begin_attempt
+from sports_ray.store.commit import CommitId, list_commits, newest, write_commit
 from sports_ray.store.fence import Fence, check, is_orphan, read_fences
 from sports_ray.store.lease import Lease, Owner
 from sports_ray.store.local import LocalStorage

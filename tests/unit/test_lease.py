@@ -17,7 +17,7 @@ import pytest
 
 from sports_ray.errors import FencedError, RunError
 from sports_ray.processes import process_start
-from sports_ray.store.commit import begin_attempt
+from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.lease import Lease, Owner, check_holder, holder
 from sports_ray.store.storage import Storage, open_storage
 

@@ -11,23 +11,45 @@ import torch
 from click.testing import CliRunner
 
 from sports_ray.cli.models import models, recipes
-from sports_ray.model.build import create, image_spec, own_size, pretrained_cfg, trainable
+from sports_ray.model.build import create, image_spec, own_size, pretrained_cfg, resolve_name, trainable
 from sports_ray.model.optim import default_lr, learning_rate
 from sports_ray.recipe import build_config, load_recipe, recipe_header, recipe_names, recipe_text
 
-LIGHT = {"resnet50", "efficientnet-b0", "vit-b16", "convnext-tiny", "swin-tiny", "regnety-400mf"}
-SPORTS102 = {"sports102-convnext", "sports102-swinv2"}
+LIGHT = {
+    "resnet50": "resnet50.a1_in1k",
+    "efficientnet-b0": "efficientnet_b0.ra_in1k",
+    "vit-b16": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    "convnext-tiny": "convnext_tiny.fb_in22k_ft_in1k",
+    "swin-tiny": "swin_tiny_patch4_window7_224.ms_in1k",
+    "regnety-400mf": "regnety_004.tv2_in1k",
+}
+SPORTS102 = {
+    "sports102-convnext": "convnext_large.fb_in22k_ft_in1k",
+    "sports102-swinv2": "swinv2_large_window12to24_192to384.ms_in22k_ft_in1k",
+}
 OF_KERAS = {
     "keras-resnet50": "resnet50.tv_in1k",
     "keras-efficientnet-b0": "tf_efficientnet_b0.in1k",
     "keras-mobilenetv3-large": "tf_mobilenetv3_large_100.in1k",
     "keras-inception-v3": "inception_v3.tf_in1k",
 }
-SYSTEMS = {"vlg-resnet50", "pixelplay-convnext-tiny", "sports-vit-b16"}
+SYSTEMS = {
+    "vlg-resnet50": "resnet50.tv2_in1k",
+    "pixelplay-convnext-tiny": "convnext_tiny.fb_in22k_ft_in1k",
+    "sports-vit-b16": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+}
+MODELS = {**LIGHT, **SPORTS102, **OF_KERAS, **SYSTEMS}
 
 
 def test_the_promised_recipes_are_there() -> None:
-    assert {"quick", *LIGHT, *SPORTS102, *OF_KERAS, *SYSTEMS} == set(recipe_names())
+    assert {"quick", *MODELS} == set(recipe_names())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recipe_begins_with_the_published_weights_of_its_architecture(name: str) -> None:
+    config = build_config(name)
+    assert resolve_name(config.model.name) == MODELS[name] and config.model.weights == "auto"
+    assert pretrained_cfg(config.model.name).has_weights
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -99,6 +121,10 @@ def test_step_recipe_has_the_rates_of_torchs_steplr() -> None:
 def test_systems_have_their_heads_their_course_and_none_of_their_faults() -> None:
     vlg, pixelplay, vit = (build_config(name) for name in ("vlg-resnet50", "pixelplay-convnext-tiny", "sports-vit-b16"))
     assert vlg.model.head == "512-relu-dropout0.5-linear" and vlg.optim.name == "adam" and vlg.optim.weight_decay
+    assert (vlg.augment.crop, vlg.data.image_size) == ("squash", 224)
+    spec = image_spec(vlg.model.name, vlg.data.image_size, vlg.data.crop_mode, vlg.data.crop_pct)
+    assert (spec.crop_mode, spec.crop_pct, spec.train_size, spec.eval_size) == ("squash", 1.0, 224, 224)
+    assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "ImageNet's"
     assert pixelplay.model.head.startswith("512-bn-dropout0.6-relu-linear-dropout")
     assert (pixelplay.loop.early_stop, pixelplay.loop.early_stop_metric) == (3, "loss")
     assert pixelplay.data.sampler == "weighted" and pixelplay.augment.cutmix and pixelplay.augment.mixup

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sports_ray.errors import RunError, WeightsError
-from sports_ray.store.commit import begin_attempt, list_commits, write_commit
+from sports_ray.store.attempt import begin_attempt
+from sports_ray.store.commit import list_commits, write_commit
 from sports_ray.store.run_dir import RunDir, checked_run_name, list_runs, retained
 from sports_ray.store.storage import open_storage
 from tests.support.killed import in_memory

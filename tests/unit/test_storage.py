@@ -15,7 +15,8 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from sports_ray.errors import ConfigError, RunError, StorageError
 from sports_ray.store.arrow import ArrowStorage
-from sports_ray.store.commit import begin_attempt, newest, write_commit
+from sports_ray.store.attempt import begin_attempt
+from sports_ray.store.commit import newest, write_commit
 from sports_ray.store.lease import Lease
 from sports_ray.store.local import LocalStorage
 from sports_ray.store.run_dir import RunDir, list_runs

@@ -208,6 +208,21 @@ def test_recipe_of_the_best_gives_the_very_run(place: Path) -> None:
     assert text.startswith("# The best settings for test_vit of the sweep sweep: trial ")
 
 
+def test_trials_on_several_labels_are_ranked_by_average_precision(place: Path) -> None:
+    spec = made_up(data={**made_up().data, "multilabel": True})
+    conductor = Conductor(spec, folder := sweep_dir(place))
+    for number, trial in enumerate(spec.trials()):
+        score = {"val_map": 0.1 * (number % 5), "ema_val_map": 0.2 + 0.05 * (number % 5), "val_loss": 1.0}
+        leave(folder, trial.name, [{"epoch": 9, "step": 18, **score}], finished=True)
+        conductor.ended(trial.name, "done")
+    found = [row["val_map"] for row in conductor.rows()]
+    assert found == sorted(found, reverse=True) and found[0] == pytest.approx(0.4) and len(set(found)) == 5
+    head = bytes(folder.storage.read("leaderboard.csv")).decode().splitlines()[0].split(",")
+    assert "val_map" in head and "val_acc1" not in head
+    (winner,) = [row["trial"] for row in conductor.rows() if row["rank"] == 1]
+    assert ", mAP 0.4000 on validation" in conductor.recipe(winner)
+
+
 def test_spec_survives_its_record_and_names_what_differs(place: Path) -> None:
     spec = made_up(halving=HALVED, space=("optim.lr=log:1e-4..1e-2", "test_vit:augment.crop_scale=0.2,1;0.5,1"))
     assert SweepSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec

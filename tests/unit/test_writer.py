@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sports_ray.errors import FencedError, StorageError
-from sports_ray.store.commit import begin_attempt, newest, write_commit
+from sports_ray.store.attempt import begin_attempt
+from sports_ray.store.commit import newest, write_commit
 from sports_ray.store.storage import open_storage
 from sports_ray.store.writer import AsyncWriter
 
