@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
@@ -181,12 +182,25 @@ def test_a_fold_trained_by_itself_is_the_fold(place: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.long
-def test_the_folds_are_an_ensemble(place: Path) -> None:
+def test_the_folds_are_an_ensemble(place: Path, tmp_path: Path) -> None:
+    draw_demo(tmp_path / "more", classes=3, per_class=100, size=40)  # 75 to test: on the three of `set` all score alike
     command = event((place / "shown.json").read_text(), "next")["commands"][0]
-    done = sports_ray(place, *shlex.split(command)[1:], "--data", "set", "--workers", "0", "--json")
+    words = ("--data", str(tmp_path / "more"), "--out", str(tmp_path / "out"), "--workers", "0", "--json")
+    done = sports_ray(place, *shlex.split(command)[1:], *words)
     assert done.code == 0, done.err
-    names = [one["name"] for one in event(done, "result")["candidates"]]
-    assert names == [f"x-fold{fold}@last" for fold in range(FOLDS)] + ["ensemble"]
+    candidates = event(done, "result")["candidates"]
+    members = [f"x-fold{fold}@last" for fold in range(FOLDS)]
+    assert [one["name"] for one in candidates] == [*members, "ensemble"]
+
+    written = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pydict()
+    labels, columns = np.array(written["label"]), {name: np.array(written[name]) for name in members}
+    mean = np.mean([columns[name] for name in members], axis=0)
+    np.testing.assert_allclose(np.array(written["ensemble"]), mean, atol=1e-6)
+    for one, rows in zip(candidates, [*columns.values(), mean], strict=True):
+        assert one["acc1"] == accuracy_score(labels, rows.argmax(1)), one["name"]
+        assert abs(one["nll"] - log_loss(labels, rows / rows.sum(1, keepdims=True))) < 1e-5, one["name"]
+        assert one["images"] == len(labels) == 75
+    assert len({one["acc1"] for one in candidates}) == len(candidates), "figures that could be taken for another's"
 
 
 def test_photographs_that_changed_are_refused_in_one_line(place: Path, tmp_path: Path) -> None:

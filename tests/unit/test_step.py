@@ -7,13 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from sports_ray.engine.learner import Progress
+from sports_ray.data.mix import plan_lane
+from sports_ray.engine.evaluate import add_batch, empty_sums
+from sports_ray.engine.learner import Learner, Progress
 from sports_ray.engine.world import World
 from tests.support.learners import (
     CLASSES,
     assert_close,
     assert_same_bits,
+    batch_of,
     epoch_images,
     new_learner,
     snapshot,
@@ -49,6 +54,47 @@ def change(found: dict[str, Any]) -> dict[str, torch.Tensor]:
         for name, tensor in found["start"].items()
         if name.startswith("model/")
     }
+
+
+def normal(learner: Learner, pixels: Tensor) -> Tensor:
+    """Pixels [n, 3, S, S] in 0 to 255 as a model sees them."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (learner.spec.mean, learner.spec.std))
+    return (pixels / 255 - mean) / std
+
+
+def plain_step(
+    learner: Learner, images: Tensor, targets: Tensor, smoothing: float = 0.0
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and update, by name, of one step of plain torch; targets: classes [n], or their probabilities [n, K]."""
+    loss = F.cross_entropy(learner.model(images), targets, label_smoothing=smoothing)
+    loss.backward()
+    named = dict(learner.model.named_parameters())
+    update = {f"model/{name}": -p.grad.double() for name, p in named.items() if p.grad is not None}
+    assert len(update) == len(named)
+    return loss.item(), update
+
+
+def mixed_by_hand(
+    learner: Learner, images: Tensor, labels: Tensor, step: int, epochs_left: int
+) -> tuple[Tensor, Tensor, set[str]]:
+    """Images and soft targets [10, K] of a step of ten images in three lanes, and how they were mixed.
+
+    A plan says who is mixed with whom, how much or where; all that follows from it is computed here."""
+    config, targets = learner.config, F.one_hot(labels, CLASSES).float()
+    size, kinds = images.shape[2], set[str]()
+    mixed, soft = images.clone(), targets.clone()
+    for lane, (start, stop) in enumerate([(0, 3), (3, 6), (6, 10)]):
+        plan = plan_lane(config.augment, config.loop.seed, step, lane, stop - start, size, size, epochs_left)
+        own_share = torch.full((size, size), plan.lam)
+        if plan.kind == "cutmix":
+            top, bottom, left, right = plan.box
+            own_share[:] = 1
+            own_share[top:bottom, left:right] = 0
+        for row, partner in enumerate(plan.partner.tolist(), start):
+            mixed[row] = own_share * images[row] + (1 - own_share) * images[start + partner]
+            soft[row] = own_share.mean() * targets[row] + (1 - own_share.mean()) * targets[start + partner]
+        kinds.add(plan.kind)
+    return mixed, soft, kinds
 
 
 @pytest.mark.parametrize(("ranks", "model"), [(2, "test_vit"), (3, "test_convnext")])
@@ -107,14 +153,83 @@ def test_loss_and_update_are_those_of_plain_torch() -> None:
     found = train(World(), 1, settings)
     learner, _ = new_learner(World(), **settings)
     pixels, labels = epoch_images(10)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (learner.spec.mean, learner.spec.std))
-    loss = torch.nn.functional.cross_entropy(learner.model((pixels / 255 - mean) / std), labels, label_smoothing=0.1)
-    loss.backward()
-    named = dict(learner.model.named_parameters())
-    wanted = {f"model/{name}": -p.grad.double() for name, p in named.items() if p.grad is not None}
-    assert len(wanted) == len(named)
-    assert found["losses"] == pytest.approx([loss.item()], rel=1e-5)
+    loss, wanted = plain_step(learner, normal(learner, pixels), labels, smoothing=0.1)
+    assert found["losses"] == pytest.approx([loss], rel=1e-5)
     assert_close({name: change(found)[name] for name in wanted}, wanted, ROUNDING)
+
+
+MIXUP: dict[str, Any] = {"augment__mixup": 1.0, "augment__cutmix": 0.0}
+CUTMIX: dict[str, Any] = {"augment__mixup": 0.0, "augment__cutmix": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "kinds"),
+    [
+        (MIXUP, 1, {"mixup"}),
+        (CUTMIX, 3, {"cutmix"}),
+        ({**MIXUP, "augment__cutmix": 1.0}, 1, {"mixup", "cutmix"}),
+        ({**MIXUP, "augment__cutmix": 1.0}, 5, {"none"}),
+    ],
+    ids=["mixup", "cutmix", "both", "off-in-the-last-epoch"],
+)
+def test_loss_and_update_of_mixed_images_are_those_of_plain_torch(
+    settings: dict[str, Any], step: int, kinds: set[str]
+) -> None:
+    """Three epochs of two steps; three lanes a step, and micro-batches that end within them."""
+    fixed: dict[str, Any] = {"loop__lanes": 3, "loop__seed": 4, "augment__smoothing": 0.1, "augment__mix_off_epochs": 1}
+    learner, schedule = new_learner(World(), 20, **fixed, **settings)
+    start = snapshot(learner)
+    result = take_step(learner, schedule, Progress(step=step, micro_batch=4))
+    delta = change({"start": start, "end": snapshot(learner)})
+
+    learner, _ = new_learner(World(), 20, **fixed, **settings)
+    pixels, labels = (tensor[10:] for tensor in epoch_images(20))  # steps 1, 3 and 5 are the second of their epoch
+    images, targets, found = mixed_by_hand(learner, normal(learner, pixels), labels, step, 3 - step // 2)
+    assert found == kinds and bool((targets.max(1).values < 1).any()) == (kinds != {"none"})
+    loss, wanted = plain_step(learner, images, targets, smoothing=0.1)
+    assert result.loss == pytest.approx(loss, rel=1e-5)
+    assert_close({name: delta[name] for name in wanted}, wanted, ROUNDING)
+
+
+PLAIN: dict[str, Any] = {"augment__mixup": 0.0, "augment__cutmix": 0.0, "augment__smoothing": 0.0}
+DTYPES = [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+
+
+def watched(learner: Learner) -> tuple[int, list[torch.dtype]]:
+    """How many layers with weights a model has, and a list that will hold in which type each has computed."""
+    layers = [layer for layer in learner.model.modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))]
+    seen: list[torch.dtype] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.dtype))
+    return len(layers), seen
+
+
+@pytest.mark.parametrize(("precision", "dtype"), DTYPES)
+def test_a_step_computes_in_the_precision_asked_for_on_float32_weights(precision: str, dtype: torch.dtype) -> None:
+    learner, schedule = new_learner(World(), precision=precision, **PLAIN)
+    start, (layers, seen) = snapshot(learner), watched(learner)
+    take_step(learner, schedule, Progress())
+    end = snapshot(learner)
+    assert seen == [dtype] * layers and layers > 20
+    assert {tensor.dtype for tensor in end.values() if tensor.is_floating_point()} == {torch.float32}
+
+    exact, _ = new_learner(World(), **PLAIN)
+    exact.model.double()
+    pixels, labels = epoch_images(10)
+    _, wanted = plain_step(exact, normal(exact, pixels.double()), labels)
+    delta = change({"start": start, "end": end})
+    found, ideal = (torch.cat([tensors[name].flatten() for name in wanted]) for tensors in (delta, wanted))
+    # Measured: 6, 1.2 and 1.2. float32's has the rounding of the stored weights too, and bf16's eps is 8 of fp16's.
+    error = float((found - ideal).norm() / ideal.norm()) / torch.finfo(dtype).eps
+    assert 0.4 < error < (20 if precision == "fp32" else 4), f"off by {error} eps"
+
+
+@pytest.mark.parametrize(("precision", "dtype"), DTYPES)
+def test_an_evaluation_computes_in_the_precision_asked_for(precision: str, dtype: torch.dtype) -> None:
+    learner, schedule = new_learner(World(), precision=precision, **PLAIN)
+    layers, seen = watched(learner)
+    add_batch(learner, empty_sums(learner), batch_of(schedule, 0, World(), *epoch_images(10)))
+    assert seen == [dtype] * 2 * layers, "the raw weights, then the EMA's"
 
 
 def test_clipping_bounds_the_norm_of_the_update() -> None:
