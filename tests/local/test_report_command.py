@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from sports_ray.data.demo import draw_demo
+from sports_ray.report.png import COLOURS
 from tests.support import pages
 from tests.support.evaluations import made_up
 from tests.support.runs import small_config, train_in_child
@@ -33,6 +34,17 @@ def one_line(shown: Shown) -> str:
     return shown.err
 
 
+def widths(path: Path) -> dict[int, float]:
+    """Colour of series, 1 to 4, that is in a picture -> from its first to its last pixel, as a share of the width."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    found = {}
+    for number, colour in enumerate(COLOURS, 1):
+        columns = (pixels == ImageColor.getrgb(colour)).all(axis=2).any(axis=0).nonzero()[0]
+        if len(columns):
+            found[number] = float(columns[-1] - columns[0]) / pixels.shape[1]
+    return found
+
+
 def test_report_of_a_resumed_run_has_its_curves_its_resume_and_its_command(place: Path) -> None:
     shown = sports_ray(place, "report", "runs/run")
     assert shown.code == 0 and not shown.err, shown.err
@@ -46,6 +58,12 @@ def test_report_of_a_resumed_run_has_its_curves_its_resume_and_its_command(place
         assert words in page.text, words
     plots = sorted(path.name for path in (place / "runs/run/plots").iterdir())
     assert plots == ["accuracy-run.png", "loss-run.png", "photographs-run.png", "rate-run.png"]
+    # Curves go from epoch 1 of 2 to the end, which is more than a legend's piece of line; the rate from the first step on.
+    seen = {name.partition("-")[0]: widths(place / "runs/run/plots" / name) for name in plots}
+    assert {name: set(found) for name, found in seen.items()} == {
+        "accuracy": {1, 4}, "loss": {1, 2}, "photographs": {1}, "rate": {3},
+    }  # fmt: skip
+    assert all(width > 0.35 for found in seen.values() for width in found.values()), seen
 
 
 @pytest.mark.long

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from sports_ray.report import png, svg
 from sports_ray.report.charts import Bars, Chart, Lines, Matrix, Reliability, Series, label, span_of, ticks
@@ -91,13 +92,50 @@ def test_matrix_cells_are_darker_the_larger_their_share_of_the_row() -> None:
     assert levels == sorted(levels) and levels[0] == 1 and levels[-1] == svg.LEVELS
 
 
-@pytest.mark.parametrize("chart", [LINES, MATRIX, BINS, BARS, EMPTY])
-def test_png_is_an_image_and_equal_charts_give_equal_bytes(chart: Chart) -> None:
-    content = png.paint(chart)
+def pixels_of(content: bytes, colour: int) -> np.ndarray:
+    """(row, column) of each pixel of a PNG file that is exactly of a colour of series, 1 to 4."""
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    return np.argwhere((pixels == ImageColor.getrgb(png.COLOURS[colour - 1])).all(axis=2))
+
+
+def colours_in(content: bytes) -> set[int]:
+    return {colour for colour in (1, 2, 3, 4) if len(pixels_of(content, colour))}
+
+
+@pytest.mark.parametrize(
+    ("chart", "bare", "colours"),
+    [
+        (LINES, replace(LINES, series=[]), {1, 2}),
+        (replace(LINES, series=LINES.series[1:]), replace(LINES, series=[]), {2}),
+        (MATRIX, replace(MATRIX, counts=[[0] * 4] * 4), set()),
+        (BINS, replace(BINS, accuracy=[None, None]), {1, 2}),
+        (BARS, replace(BARS, values=[None] * 4), {1}),
+        (EMPTY, replace(EMPTY, title="other"), set()),
+    ],
+    ids=["lines", "one without a legend", "matrix", "reliability", "bars", "empty"],
+)
+def test_png_is_an_image_and_equal_charts_give_equal_bytes(chart: Chart, bare: Chart, colours: set[int]) -> None:
+    """`bare`: the same without what it is to show. Axes and words alone are no chart."""
+    content, without = png.paint(chart), png.paint(bare)
     image = Image.open(io.BytesIO(content))
     assert image.format == "PNG" and min(image.size) >= 200
-    assert np.asarray(image.convert("L")).std() > 5, "an empty picture"
-    assert png.paint(chart) == content
+    assert colours_in(content) == colours and colours_in(without) == set()
+    assert png.paint(chart) == content != without
+
+
+def test_curves_of_a_png_go_where_their_values_go() -> None:
+    """Each curve alone: a legend would have its colour too."""
+    values = {1: [0.1, 0.2, 0.4, 0.9], 2: [3.0, 2.0, 1.0, 0.5], 3: [5.0] * 4, 4: [-1.0, 0.0, 1.0, 2.0]}
+    for colour, ys in values.items():
+        series = [Series("one", [0, 1, 2, 3], ys, colour, dashed=colour == 4)]
+        content = png.paint(replace(EMPTY, series=series))
+        places = pixels_of(content, colour)
+        rows, columns = places.T
+        width = Image.open(io.BytesIO(content)).width
+        assert columns.max() - columns.min() > 0.7 * width and colours_in(content) == {colour}
+        assert len(set(columns)) > 0.4 * width, "the dots alone, or less"
+        left, right = (rows[abs(columns - edge) < 0.02 * width].mean() for edge in (columns.min(), columns.max()))
+        assert np.sign(left - right).astype(int) == np.sign(round(ys[-1] - ys[0], 6)), "rows count from the top"
 
 
 def test_classes_taken_for_each_other_stand_side_by_side() -> None:

@@ -245,6 +245,51 @@ def test_learning_rate_is_that_of_the_schedule_at_every_step(tmp_path: Path) -> 
     assert max(value for value in rate.ys if value is not None) == peak
 
 
+LOSS, SCORE = "Loss", "Accuracy on validation"
+PLAIN = {
+    LOSS: {"training": "train_loss", "validation": "val_loss"},
+    SCORE: {"top-5": "val_acc5", "top-1": "val_acc1"},
+}
+AVERAGED = {
+    LOSS: {**PLAIN[LOSS], "validation, EMA": "ema_val_loss"},
+    SCORE: {"top-5": "ema_val_acc5", "top-1": "val_acc1", "top-1, EMA": "ema_val_acc1"},
+}
+SEVERAL = {LOSS: PLAIN[LOSS], "mAP on validation": {"macro F1": "val_f1_macro", "mAP": "val_map"}}
+"""Where photographs show several classes."""
+
+
+@pytest.mark.parametrize("charts", [PLAIN, AVERAGED, SEVERAL], ids=["plain", "averaged", "several"])
+def test_curves_are_the_lines_of_metrics_in_their_order(tmp_path: Path, charts: dict[str, dict[str, str]]) -> None:
+    keys = sorted({key for names in charts.values() for key in names.values()})
+    values = np.random.default_rng(3).permutation(8 * len(keys)).reshape(8, -1) / 1000  # no two alike
+    lines: list[dict[str, Any]] = [
+        {"epoch": n, "step": 10 * n, "lr": 1e-3, "val_images": 40, **dict(zip(keys, map(float, row), strict=True))}
+        for n, row in enumerate(values, 1)
+    ]
+    lines[2]["train_loss"] = None
+    del lines[4]["val_loss"]
+    run = read_run(a_run(tmp_path, lines, events(0, last=80)), "run")
+    written = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    section = training(run)
+    assert section is not None and written == lines
+    drawn = iter(pages.Page.of(run_page(run).html()).all("path", "series"))
+    for title, names in charts.items():
+        chart = next(chart for chart in section.charts if chart.title == title)
+        assert {one.name for one in chart.series} == set(names)  # type: ignore[union-attr]
+        seen = []
+        for series in chart.series:  # type: ignore[union-attr]
+            wanted = [line.get(names[series.name]) for line in written]
+            assert list(series.xs) == [line["epoch"] for line in written] and list(series.ys) == wanted, series.name
+            places = re.findall(r"[ML](\S+) ([\d.-]+)", next(drawn)["d"])
+            points = [(at, value) for at, value in zip(series.xs, wanted, strict=True) if value is not None]
+            seen += [(*point, float(x), float(y)) for point, (x, y) in zip(points, places, strict=True)]
+        # On the page a chart's curves have one scale, upwards and to the right.
+        at, value, x, y = np.array(seen).T
+        for of, on, sign in ((at, x, 1), (value, y, -1)):
+            slope, start = np.polyfit(of, on, 1)
+            assert slope * sign > 0 and np.abs(slope * of + start - on).max() < 0.02
+
+
 @pytest.mark.parametrize("lines", [[], [{"epoch": 1}], [{"epoch": 1, "step": 10, "val_acc1": None}]])
 def test_run_without_a_score_yet_has_a_page(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
     run = read_run(a_run(tmp_path, lines, events(0, last=3)[:1]), "run")
