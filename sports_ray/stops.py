@@ -18,6 +18,7 @@ from typing import Any
 PAUSED, INTERRUPTED = 75, 130
 """Exit codes: to be resumed; ended at once by a second Ctrl-C."""
 TIME_BUDGET = "time budget"
+DRIVER_GONE = "the driver is gone"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

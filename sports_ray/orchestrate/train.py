@@ -90,7 +90,7 @@ def _fit_once(
     monitor = new_monitor()
     watch.begin(dead_nodes())
     box: dict[str, Any] = {}
-    thread = threading.Thread(target=_fit, args=(plan, monitor, deadline, lease.id, box), name="fit", daemon=True)
+    thread = threading.Thread(target=_fit, args=(plan, monitor, deadline, lease, box), name="fit", daemon=True)
     try:
         thread.start()
         told = False
@@ -158,7 +158,7 @@ def worker_resources(plan: Plan) -> dict[str, float]:
     return {"CPU": cores, "GPU": 1} if plan.gpus else {"CPU": cores}
 
 
-def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, Any]) -> None:
+def _fit(plan: Plan, monitor: Any, deadline: float, lease: Lease, box: dict[str, Any]) -> None:
     """Runs in a thread of its own: the main thread stays free for signals, which `fit` would take for an abort."""
     import ray.train
 
@@ -173,7 +173,7 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: str, box: dict[str, A
                 "run": plan.name,
                 "monitor": monitor,
                 "deadline": deadline,
-                "lease": lease,
+                "driver": lease.owner,
             },
             backend_config=_backend(plan),
             scaling_config=ray.train.ScalingConfig(

@@ -23,10 +23,11 @@ from sports_ray.engine.record import log_to_file
 from sports_ray.errors import NonFiniteError, RunError, UserError
 from sports_ray.orchestrate.plan import Plan, make_plan
 from sports_ray.processes import schedule_normally
-from sports_ray.stops import Stops
-from sports_ray.store.lease import is_held
+from sports_ray.stops import DRIVER_GONE, Stops
+from sports_ray.store.lease import Owner, is_held
 from sports_ray.sweep.folder import SweepDir
 
+WATCH_SECONDS = 0.2
 PERIOD = 1.0
 """Seconds between two calls of Tune's, as long as nothing happens that it waits for."""
 IN_USE_SECONDS = 60.0
@@ -76,6 +77,7 @@ class Work:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch, args=(Owner(**task["driver"]),), name="driver", daemon=True).start()
 
     def told(self) -> dict[str, Any]:
         """Waits until there is something to tell, or a second; what has happened since the last call.
@@ -105,6 +107,15 @@ class Work:
         """Stops the training if it has not ended, and waits for its last commit."""
         self.stop(reason)
         self._thread.join(END_SECONDS)
+
+    def _watch(self, driver: Owner) -> None:
+        """Stops a trial of which nobody hears any more, at once: Ray takes seconds, and the next driver wants the cores."""
+        if driver.has_ended():
+            return  # of another user's process nothing may be seen
+        while not self._over and not driver.has_ended():
+            time.sleep(WATCH_SECONDS)
+        if not self._over:
+            self.stop(DRIVER_GONE)
 
     def _run(self) -> None:
         end: dict[str, Any] | None = None

@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from sports_ray.errors import SportsRayError, TrainingError
 from sports_ray.orchestrate.cluster import ray_cluster
 from sports_ray.orchestrate.watch import Retries
 from sports_ray.stops import TIME_BUDGET, Stops
-from sports_ray.store.lease import Lease
+from sports_ray.store.lease import Lease, Owner
 from sports_ray.store.run_dir import RunDir
 from sports_ray.sweep.conduct import HALVED, Conductor
 from sports_ray.sweep.folder import SweepDir
@@ -127,7 +128,7 @@ class Tuning:
         self.reason = ""
         """Why no trial shall start any more, and those under way shall stop."""
         self.error: BaseException | None = None
-        self._deadline, self._command = deadline, list(command)
+        self._deadline, self._command, self._driver = deadline, list(command), Owner.current()
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._retries: dict[str, Retries] = {}
         self._lost: set[str] = set()
@@ -221,7 +222,7 @@ class Tuning:
         return {
             "trial": name, "sweep": self.conductor.folder.uri, "params": json.dumps(params), "deadline": self._deadline,
             "rungs": list(spec.halving.rungs) if spec.halving else [], "workers": spec.share.workers,
-            "bundle": spec.share.bundle, "command": self._command,
+            "bundle": spec.share.bundle, "command": self._command, "driver": asdict(self._driver),
         }  # fmt: skip
 
     @property

@@ -21,6 +21,8 @@ from sports_ray.engine.world import World
 from sports_ray.errors import FencedError, SportsRayError
 from sports_ray.orchestrate.plan import load_run
 from sports_ray.processes import schedule_normally
+from sports_ray.stops import DRIVER_GONE
+from sports_ray.store.lease import Owner
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import open_storage
 
@@ -32,9 +34,10 @@ POLL_SECONDS = 0.5
 class RayLink:
     """Link of one worker. A thread talks to the monitor and watches this node, so that no step waits for either."""
 
-    def __init__(self, monitor: Any, rank: int, deadline: float) -> None:
+    def __init__(self, monitor: Any, driver: Owner, rank: int, deadline: float) -> None:
         self.deadline = deadline
         self._monitor, self._rank = monitor, rank
+        self._driver = None if driver.has_ended() else driver  # of another user's process nothing may be seen
         self._reason = ""
         self._events: list[dict[str, Any]] = []
         self._lock = threading.Lock()
@@ -64,6 +67,8 @@ class RayLink:
         ticks = 0
         while True:
             last = self._closed.wait(POLL_SECONDS)
+            if not self._reason and self._driver and self._driver.has_ended():
+                self._reason = DRIVER_GONE  # Ray takes seconds, and the next driver wants the cores
             if self._rank == 0:
                 self._exchange()
             if ticks % 2 == 0 and not self._reason and node in draining_nodes():
@@ -83,7 +88,7 @@ class RayLink:
         except ray.exceptions.RayError as error:
             # A worker must not outlive its driver: it would hold the machine, and be fenced at its next commit.
             logger.warning("monitor unreachable, stopping: %s", error)
-            wish = "the driver is gone"
+            wish = DRIVER_GONE
         self._reason = self._reason or wish
 
 
@@ -117,10 +122,10 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
     world = World(rank, size, ray.train.torch.get_device(), context.get_local_world_size())
     try:
         config, manifest = load_run(run_dir)
-        with stderr_to_log(), RayLink(task["monitor"], rank, task["deadline"]) as link:
+        with stderr_to_log(), RayLink(task["monitor"], task["driver"], rank, task["deadline"]) as link:
             if rank == 0:
                 link.progress({"kind": "workers", "size": size, "pid": os.getpid()})
-            return asdict(run(config, manifest, run_dir, link, world, task["lease"]))
+            return asdict(run(config, manifest, run_dir, link, world, task["driver"].id))
     except FencedError as error:
         return {"status": "fenced", "error": error}
     except SportsRayError as error:

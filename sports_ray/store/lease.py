@@ -63,6 +63,10 @@ class Owner:
             since=time.time(),
         )
 
+    def has_ended(self) -> bool:
+        """Whether it was a process of this host that runs no more; of another host's that cannot be said: False."""
+        return self.place == _place() and process_start(self.pid) != self.start
+
     def record(self) -> bytes:
         return seal({"format": 1, "owner": {name: getattr(self, name) for name in self.__slots__}})
 
@@ -180,7 +184,7 @@ def holder(storage: Storage) -> Owner | None:
 def is_held(storage: Storage) -> bool:
     """Whether a driver holds the run and, where it is one of this host, lives. Does not wait for another host's beat."""
     found = _holder(storage)
-    return found is not None and (found.place != _place() or process_start(found.pid) == found.start)
+    return found is not None and not found.has_ended()
 
 
 def _place() -> str:

@@ -90,6 +90,15 @@ def test_killed_driver_is_followed_at_once(storage: Storage, reaped: bool) -> No
             assert [entry.name for entry in storage.list("lease")] == [f"{lease.id}.beat.json"]
 
 
+def test_only_a_process_of_this_host_is_known_to_have_ended(storage: Storage) -> None:
+    with driver(storage) as (process, _):
+        owner = holder(storage)
+        assert owner is not None and owner.pid == process.pid and not owner.has_ended()
+        process.kill()
+        process.wait()
+        assert owner.has_ended() and not replace(owner, place="far boot pid").has_ended()
+
+
 def test_process_id_that_was_used_again_is_not_the_old_driver(storage: Storage) -> None:
     old = replace(Owner.current(), pid=os.getppid(), start="1")
     storage.write("lease.json", old.record())
