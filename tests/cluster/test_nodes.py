@@ -130,12 +130,12 @@ def test_elastic_run_goes_on_with_what_there_is_and_grows_back(photos: Path, tmp
 @pytest.mark.long
 @pytest.mark.timeout(240)
 def test_cluster_that_shrinks_for_good_is_an_error_with_a_deadline(photos: Path, tmp_path: Path) -> None:
-    config = two_workers(photos, tmp_path, cluster__start_timeout=20)
+    config = two_workers(photos, tmp_path, cluster__start_timeout=45)
     with Nodes(2) as nodes, Driver(config, nodes.environment) as driver:
         driver.until("evaluated")
         nodes.kill(nodes.nodes[0])
         assert driver.end() == 3
-        assert "no worker came back within cluster.start_timeout = 20 s" in driver.errors
+        assert "no worker came back within cluster.start_timeout = 45 s" in driver.errors
 
 
 @pytest.mark.long
