@@ -20,12 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sports_ray.errors import ConfigError, RunError, StorageError
 from sports_ray.store.codec import Encoded, decode, parse, seal, unseal
-from sports_ray.store.fence import (
-    Fence,
-    check,
-    is_orphan,
-    read_fences,
-)
+from sports_ray.store.fence import Fence, check, is_orphan, read_fences
 from sports_ray.store.storage import Buffer, Storage, is_of_one_file
 
 if TYPE_CHECKING:
