@@ -211,9 +211,9 @@ def _consistent_course(loop: LoopConfig) -> None:
 def _field_kind(section: str, name: str) -> Any:
     """Type of a config key, or ConfigError with the nearest known key."""
     sections = field_types(TrainConfig)
-    known = [f"{s}.{f}" for s, cls in sections.items() for f in field_types(cls)]
     if section in sections and name in field_types(sections[section]):
         return field_types(sections[section])[name]
+    known = [f"{s}.{f}" for s, cls in sections.items() for f in field_types(cls)]
     near = difflib.get_close_matches(f"{section}.{name}", known, n=1, cutoff=0.5)
     raise ConfigError(
         "setting",

@@ -21,14 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def process_of(item: pytest.Item) -> str:
-    """With several processes a file stays in one, and Ray's clusters stay in one: they wait for each other's cores.
-
-    So do the unit tests whose children are forked from a server: each process starts its own, for four seconds."""
+    """With several processes a file stays in one, and Ray's clusters stay in one: they wait for each other's cores."""
     folder = item.path.parent.name
-    if folder == "cluster":
-        return folder
-    forks = any(hasattr(item.getparent(pytest.Module).obj, name) for name in ("on_ranks", "exit_code"))
-    return f"{folder}/forks" if folder == "unit" and forks else f"{folder}/{item.path.stem}"
+    return folder if folder == "cluster" else f"{folder}/{item.path.stem}"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -90,7 +90,6 @@ def describe(typed: str) -> Architecture:
     with torch.device("meta"):
         parameters = parameter_count(timm.create_model(name))
     top1, source = published_top1(name)
-    purpose = next((words for pattern, words in PURPOSES.items() if fnmatchcase(name, pattern)), "")
     return Architecture(
         name=name,
         alias=typed if typed != name else "",
@@ -98,8 +97,13 @@ def describe(typed: str) -> Architecture:
         size=image_spec(name).train_size,
         top1=top1,
         top1_source=source,
-        purpose=purpose,
+        purpose=purpose_of(name),
     )
+
+
+def purpose_of(name: str) -> str:
+    """What a model of this timm name is for; "" where none of `PURPOSES` fits."""
+    return next((words for pattern, words in PURPOSES.items() if fnmatchcase(name, pattern)), "")
 
 
 def published_top1(name: str) -> tuple[float | None, str]:

@@ -29,13 +29,17 @@ _RANKS = {dtype: rank for rank, dtype in enumerate(_DTYPES)}
 
 def canonical(value: object) -> str:
     """JSON text that depends on the value alone: sorted keys, no spaces, NaN and infinities as null."""
-    return json.dumps(_finite(value), sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _canonical(_finite(value))
+
+
+def _canonical(finite: object) -> str:
+    return json.dumps(finite, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def seal(record: Mapping[str, object]) -> bytes:
     """The record as readable JSON with the sha256 of its canonical form added, so that any change to it shows."""
     body = _finite({key: value for key, value in record.items() if key != "sha256"})
-    digest = hashlib.sha256(canonical(body).encode()).hexdigest()
+    digest = hashlib.sha256(_canonical(body).encode()).hexdigest()
     text = json.dumps({**body, "sha256": digest}, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1)
     return text.encode() + b"\n"
 

@@ -150,3 +150,9 @@ def test_flags_reach_their_settings(place: Path) -> None:
     assert (config.loop.seed, config.cluster.time_budget, config.loop.precision) == (3, 3600.0, "fp32")
     assert config.model.weights == "none" and config.loop.global_batch == 4
     assert config.augment == build_config("quick").augment
+
+
+def test_training_in_process_never_imports_ray(place: Path, tmp_path: Path) -> None:
+    done = sports_ray(place, *command("--store", str(tmp_path), "--epochs", "1"))
+    assert done.code == 0, done.err
+    assert {"torch", "sports_ray"} <= done.imported and "ray" not in done.imported

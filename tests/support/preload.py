@@ -9,6 +9,7 @@ import gc
 
 import matplotlib.backends.backend_agg  # noqa: F401  (by the page's plots)
 import pandas  # noqa: F401  (by pyarrow, for the manifest)
+import pytest  # noqa: F401  (by the file of the test that a child comes from)
 import tensorboardX  # noqa: F401
 import torch._dynamo  # noqa: F401  (by torch's optimisers)
 

@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 
-from sports_ray.bench.architectures import PURPOSES, describe, published_top1
+from sports_ray.bench.architectures import PURPOSES, describe, published_top1, purpose_of
 from sports_ray.errors import WeightsError
+from sports_ray.model.build import resolve_name
 from sports_ray.recipe import load_recipe, recipe_names
 
 
@@ -28,8 +29,8 @@ def test_published_accuracies_are_those_of_the_same_file_or_left_out() -> None:
 
 
 def test_the_models_of_recipes_are_told_what_they_are_for() -> None:
-    names = {load_recipe(name)["model"]["name"] for name in recipe_names()}
-    assert all(describe(name).purpose for name in names)
+    names = {resolve_name(load_recipe(name)["model"]["name"]) for name in recipe_names()}
+    assert all(map(purpose_of, names)) and describe("test_resnet").purpose == purpose_of("test_resnet")
     assert list(PURPOSES)[-1] == "swin*", "the first pattern that fits counts"
 
 

@@ -101,7 +101,6 @@ class Simulated:
     [
         (0.2, 3600.0),
         (1.0, 4 * 3600.0),
-        (20.0, 24 * 3600.0),
         *(
             pytest.param(cost, 3600.0 * hours, marks=pytest.mark.long)
             for cost in (0.05, 0.2, 1.0, 5.0, 20.0, 60.0)

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 
 import sports_ray
-from sports_ray.data.demo import draw_demo
-from tests.support.shell import sports_ray as shell
 
 PACKAGE = Path(sports_ray.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -32,13 +30,13 @@ def layer_of(path: Path) -> str:
 
 
 @cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of every import of a file, those inside functions too."""
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, item.name) for item in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -47,7 +45,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def calls(path: Path) -> Iterator[tuple[int, str, ast.Call]]:
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Call):
             yield node.lineno, ast.unparse(node.func), node
 
@@ -112,11 +110,3 @@ def test_help_needs_no_heavy_package(words: tuple[str, ...]) -> None:
     found = imported_by(*words)
     assert "click" in found
     assert not found & {"torch", "torchvision", "ray", "timm", "pyarrow", "numpy", "PIL", "rich"}
-
-
-def test_training_in_process_never_imports_ray(tmp_path: Path) -> None:
-    draw_demo(tmp_path / "set", classes=2, per_class=4, size=40)
-    words = ["train", "--data", "set", "--model", "test_resnet", "--weights", "none", "--workers", "0", "--epochs", "1"]
-    done = shell(tmp_path, *words, "--precision", "fp32", "--set", "data.image_size=32", "--set", "cluster.threads=1")
-    assert done.code == 0, done.err
-    assert {"torch", "sports_ray"} <= done.imported and "ray" not in done.imported

@@ -60,7 +60,7 @@ def test_all_scores_are_scikit_learns(ties: bool) -> None:
 
 
 def test_thresholds_have_the_best_f1_of_all_thresholds_on_the_images_they_were_fitted_on() -> None:
-    probabilities, targets = draw(80, seed=3)
+    probabilities, targets = draw(40, seed=3)
     found = fit_thresholds(probabilities, targets)
     for k in range(6):
         every = np.unique(np.append(probabilities[:, k], [0.0, 1.1]))

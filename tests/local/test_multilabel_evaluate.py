@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.metrics import average_precision_score
 
 from sports_ray.data.loader import Batch
 from sports_ray.engine.evaluate import add_batch, empty_sums, summarise
@@ -58,6 +57,8 @@ def score(world: World, eval_batch: int, backwards: bool = False, chunk: int = 0
 
 
 def test_scores_are_those_of_the_logits_of_raw_and_ema_weights() -> None:
+    from sklearn.metrics import average_precision_score  # here: the children of other tests need not import it
+
     found, learner = score(World(), 5), trained(World())
     pixels, targets = epoch_images(IMAGES)[0], several(IMAGES).numpy()
     with torch.no_grad():
