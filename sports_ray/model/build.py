@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 import timm
@@ -139,6 +140,7 @@ def _check_size(name: str, size: int) -> None:
     )
 
 
+@cache
 def _refusal(name: str, size: int) -> str:
     """Why a model cannot take square images of this size, found by running it without data; empty: it can."""
     try:

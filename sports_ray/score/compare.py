@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,14 +56,17 @@ def bootstrap(
     """Bootstrap percentile interval of the mean of values [n], n < 2^32, such as differences of two predictors' losses.
 
     Resample r draws from the Philox stream (seed, r), by raw words alone: the same interval on any machine."""
-    means = np.array([values[resampled(len(values), seed, number)].mean() for number in range(resamples)])
+    means = np.array([values[places].mean() for places in resampled(len(values), seed, resamples)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def resampled(n: int, seed: int, number: int) -> NDArray[np.uint64]:
-    """n places in [0, n), drawn with replacement: the upper half of each word times n (Lemire 2019, without rejection)."""
-    counter = np.array([0, number, 0, 0], dtype=np.uint64)
-    key = np.array([seed & ((1 << 64) - 1), _DOMAIN], dtype=np.uint64)
-    raw = np.random.Philox(counter=counter, key=key).random_raw(n)
-    return ((raw >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32)
+def resampled(n: int, seed: int, resamples: int) -> Iterator[NDArray[np.uint64]]:
+    """Each time n places in [0, n), drawn with replacement: the upper half of each word times n (Lemire 2019, without
+    rejection)."""
+    words = np.random.Philox(key=np.array([seed & ((1 << 64) - 1), _DOMAIN], dtype=np.uint64))
+    start = words.state
+    for number in range(resamples):
+        start["state"]["counter"][:] = (0, number, 0, 0)
+        words.state = start
+        yield ((words.random_raw(n) >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32)

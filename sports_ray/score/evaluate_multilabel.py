@@ -102,7 +102,7 @@ def _samples(targets: Bools, tables: Mapping[str, Floats]) -> dict[str, Vector]:
     """mAP of each table on the same RESAMPLES resamples of the images; nothing of tables that are too large."""
     if targets.size > MOST_VALUES:
         return {}
-    draws = [np.bincount(resampled(len(targets), 0, number), minlength=len(targets)) for number in range(RESAMPLES)]
+    draws = [np.bincount(places, minlength=len(targets)) for places in resampled(len(targets), 0, RESAMPLES)]
     return {name: _resampled_maps(rows, targets, draws) for name, rows in tables.items()}
 
 
