@@ -5,6 +5,7 @@ Imports nothing heavy: it is in place before torch is imported, which takes seco
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import threading
@@ -19,6 +20,10 @@ PAUSED, INTERRUPTED = 75, 130
 """Exit codes: to be resumed; ended at once by a second Ctrl-C."""
 TIME_BUDGET = "time budget"
 DRIVER_GONE = "the driver is gone"
+LEAVE_SECONDS, EXIT_SECONDS = 1.0, 0.15
+"""Of a time budget, before its very end: when it begins to say how to go on, and when it ends whatever it was saying."""
+LEAST_WORDS = 0.3
+"""Seconds to say so, also where the budget was over before it could be looked at."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -38,6 +43,7 @@ class Stops:
         """Whether somebody looks, again and again, and stops by himself."""
         self._say: Callable[[str], None] | None = None
         self._before: dict[int, Any] = {}
+        self._last_words = 0.0
 
     def install(self) -> Stops:
         """Takes the signals, or takes them back: ray.init() puts a handler of its own in place. Main thread only."""
@@ -59,10 +65,12 @@ class Stops:
         if self.reasons:
             self._leave()
 
-    def alarm(self, seconds: float) -> None:
-        """The process ends in so many seconds; at once, if that is past."""
+    def alarm(self, end: float) -> None:
+        """The process ends before the Unix time `end`; at once, if that is past."""
+        left = end - time.time()
+        self._last_words = max(min(left, LEAVE_SECONDS) - EXIT_SECONDS, LEAST_WORDS)
         signal.signal(signal.SIGALRM, self._take)
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+        signal.setitimer(signal.ITIMER_REAL, max(left - LEAVE_SECONDS, 0.001))
 
     def look(self) -> str:
         """Why to stop, or ""."""
@@ -90,11 +98,19 @@ class Stops:
 
     def _leave(self) -> None:
         say, self._say = self._say, None
+        if self.reasons[-1] == TIME_BUDGET:
+            # A store that is asked what is safe may be slow. Not `threading`: the handler may have interrupted it.
+            _thread.start_new_thread(_end_after, (self._last_words,))
         try:
             if say is not None:
                 say(self.reasons[-1])
         finally:
             os._exit(PAUSED)
+
+
+def _end_after(seconds: float) -> None:
+    time.sleep(seconds)
+    os._exit(PAUSED)
 
 
 def _end(word: str) -> None:

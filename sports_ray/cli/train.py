@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -35,8 +34,6 @@ ends at once. Exit codes: 0 done, 2 your mistake, 3 failed, 75 paused, 130 ended
 """
 
 
-LEAVE_SECONDS = 0.5
-"""Of a time budget, before its very end: for saying how to go on."""
 EXTEND = click.option(
     "--extend",
     type=click.Choice(["stretch", "restart", "hold"]),
@@ -153,7 +150,7 @@ class Command:
     def budget(self, seconds: float) -> None:
         """From now on the process ends before so many seconds have passed since its start; 0: no limit."""
         if seconds:
-            self.stops.alarm(self.started + seconds - LEAVE_SECONDS - time.time())
+            self.stops.alarm(self.started + seconds)
 
     def leave(self, reason: str) -> None:
         """Says, before the process ends, what is safe and how to go on. Called from a signal's handler."""

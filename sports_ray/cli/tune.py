@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sports_ray.cli.show import Show, choose_show
-from sports_ray.cli.train import LEAVE_SECONDS, parse_duration, scan_progress
+from sports_ray.cli.train import parse_duration, scan_progress
 from sports_ray.score.main_score import NAMES, score_of
 from sports_ray.stops import Stops, own_start
 
@@ -142,7 +141,7 @@ class _Command:
 
     def budget(self, seconds: float) -> None:
         if seconds:
-            self.stops.alarm(self.started + seconds - LEAVE_SECONDS - time.time())
+            self.stops.alarm(self.started + seconds)
 
     def run(self, plan: SweepPlan, deadline: float, retry_failed: bool) -> tuple[Conductor, str]:
         from sports_ray.cli.sweep_show import choose_sweep_show

@@ -30,7 +30,7 @@ STUCK_SECONDS = 60.0
 """After so long without an answer to a commit, and ten times the slowest one, the store counts as failing."""
 STUCK_BYTES = 20e6
 """A store that takes fewer bytes a second counts as failing too."""
-EXIT_SECONDS = 1.0
+EXIT_SECONDS = 1.5
 """Of a time budget: left to the end of the process when the store does not take the last commit."""
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from sports_ray.data.demo import draw_demo
+from sports_ray.stops import PAUSED, Stops
 from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import open_storage
 from tests.support.running import Running
-from tests.support.runs import results, small_config, train_in_child
+from tests.support.runs import exit_code, results, small_config, train_in_child
 from tests.support.shell import sports_ray
 
 FILES = ("weights/last.safetensors", "weights/best.safetensors", "metrics.jsonl")
@@ -93,6 +94,19 @@ def test_budget_ends_the_command_also_where_nothing_looks_at_the_clock(place: Pa
     assert budget - 2 < lived <= budget
     (paused,) = run.events("paused")
     assert paused["reason"] == "time budget" and shlex.split(paused["command"])[:2] == ["sports-ray", "resume"]
+
+
+def speak_too_long(end: float) -> None:
+    stops = Stops().install()
+    stops.leave_with(lambda reason: time.sleep(60))
+    stops.alarm(end)
+    time.sleep(60)
+
+
+def test_who_is_kept_from_saying_how_to_go_on_ends_in_time_too() -> None:
+    """As by a store that does not answer."""
+    end = time.time() + 2
+    assert exit_code(speak_too_long, end) == PAUSED and time.time() < end + 5
 
 
 def test_budget_that_leaves_no_room_for_a_step_says_so(place: Path, whole: dict[str, bytes]) -> None:

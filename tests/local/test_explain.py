@@ -58,8 +58,8 @@ def timm_model(name: str) -> Callable[[], nn.Module]:
 
 
 MODELS = {
-    "test_resnet": Kind(timm_model("test_resnet"), 16, 3e-3, "layer3"),
-    "vit of one block": Kind(vit, 130, 3e-3, "blocks.0.norm1"),
+    "test_resnet": Kind(timm_model("test_resnet"), 32, 3e-3, "layer3"),
+    "vit of one block": Kind(vit, 200, 3e-3, "blocks.0.norm1", share=0.7),
     "test_convnext": Kind(timm_model("test_convnext"), 120, 6e-4, "stages.2", share=0.35),
     "test_vit": Kind(timm_model("test_vit"), 200, 1e-3, "blocks.5.norm1", share=0.4),
     "swinv2": Kind(swin, 400, 2e-3, FEATURES),
@@ -121,7 +121,7 @@ def learned(kind: Kind, count: int) -> nn.Module:
     scope="module", params=[pytest.param(name, marks=[pytest.mark.long] * (name not in SHORT)) for name in MODELS]
 )
 def model(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
-    return request.param, learned(MODELS[request.param], 80 if request.param in SHORT else 320)
+    return request.param, learned(MODELS[request.param], 160 if request.param in SHORT else 320)
 
 
 def test_most_heat_lies_on_the_planted_object(model: tuple[str, nn.Module]) -> None:
