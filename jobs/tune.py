@@ -2,7 +2,8 @@
 
 ray job submit --working-dir . -- python jobs/tune.py --help
 
-The same submission again goes on where the last one stopped; `ray job stop` commits first. Exit codes as in README.md.
+The same submission again goes on from its last commit. `ray job stop` makes one if it takes less than 3 s, or as long as
+RAY_JOB_STOP_WAIT_TIME_S says (docs/clusters.md). Exit codes as in README.md.
 """
 
 from sports_ray.cli.job import run_job

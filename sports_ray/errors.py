@@ -65,6 +65,12 @@ class TrainingError(SportsRayError):
     exit_code = 3
 
 
+class ProcessDied(TrainingError):
+    """A process of a run's own was killed, as by the kernel when memory runs out."""
+
+    retryable = True
+
+
 class NonFiniteError(TrainingError):
     pass
 

@@ -134,9 +134,9 @@ def run_facts(run_dir: RunDir, name: str) -> Facts:
 def find(run: str, store: str) -> tuple[str, str]:
     """(store, name) of a run that is there, damaged or not; RunError otherwise."""
     from sports_ray.store.run_dir import list_runs
-    from sports_ray.store.storage import open_storage
+    from sports_ray.store.storage import open_storage, parted
 
-    root, _, name = run.rstrip("/").rpartition("/")
+    root, name = parted(run)
     for where, called in ((root, name), (store, run)):
         if where and "/" not in called and called in list_runs(open_storage(where)):
             return where, called

@@ -67,15 +67,15 @@ def submit(
     variables = parse_environment(environment)
     mirror = Mirror(as_json)
     from sports_ray.orchestrate.follow import Patience, patiently
-    from sports_ray.orchestrate.jobs import Jobs
+    from sports_ray.orchestrate.jobs import Jobs, once
 
     jobs = Jobs(address)
 
     def start() -> Job:  # asked again after a lost answer, it finds what it has started
-        return jobs.running(sent) or jobs.submit(sent, python, variables, files)
+        return jobs.running(sent, files) or jobs.submit(sent, python, variables, files)
 
-    how = "runs already: following it" if jobs.running(sent) else "submitted"
-    job = start()
+    how = "runs already: following it" if once(jobs.address, lambda: jobs.running(sent, files)) else "submitted"
+    job = once(jobs.address, start)
     mirror.job(job, f"{how} at {jobs.address}")
     if no_wait:
         mirror.close()
@@ -100,9 +100,10 @@ def submit(
 @_JSON
 def jobs(address: str, as_json: bool) -> None:
     """List the cluster's jobs, oldest first."""
-    from sports_ray.orchestrate.jobs import Jobs
+    from sports_ray.orchestrate.jobs import Jobs, once
 
-    found = Jobs(address).list()
+    cluster = Jobs(address)
+    found = once(cluster.address, cluster.list)
     if as_json:
         click.echo(json.dumps([job_facts(job) for job in found], ensure_ascii=False))
         return
@@ -121,13 +122,13 @@ def jobs(address: str, as_json: bool) -> None:
 @_JSON
 def logs(address: str, job: str, follow: bool, as_json: bool) -> int:
     """Show what JOB has written; without a name, the newest one."""
-    from sports_ray.orchestrate.jobs import Jobs
+    from sports_ray.orchestrate.jobs import Jobs, once
 
     cluster = Jobs(address)
     found = one_job(cluster, job)
     mirror = Mirror(as_json)
     if not follow:
-        for line in cluster.log(found.id).splitlines():
+        for line in once(cluster.address, lambda: cluster.log(found.id)).splitlines():
             mirror.line(line, live=False)
         mirror.close()
         return 0
@@ -146,7 +147,7 @@ def logs(address: str, job: str, follow: bool, as_json: bool) -> int:
 @_JSON
 def stop(address: str, job: str, as_json: bool) -> None:
     """Stop JOB: it commits and pauses; the same submission again goes on with the same run."""
-    from sports_ray.orchestrate.jobs import Jobs
+    from sports_ray.orchestrate.jobs import Jobs, once
 
     cluster = Jobs(address)
     found = one_job(cluster, job)
@@ -154,8 +155,8 @@ def stop(address: str, job: str, as_json: bool) -> None:
     if found.over:
         mirror.ended(found)
         return
-    found = cluster.stop(found.id)
-    mirror.ended(found, "what it had done is committed; the same submission goes on")
+    found = once(cluster.address, lambda: cluster.stop(found.id))
+    mirror.ended(found, "the same submission goes on from its last commit")
 
 
 class Mirror:
@@ -226,21 +227,23 @@ class Mirror:
         self._show.close()
 
 
-def settle(words: list[str]) -> tuple[list[str], list[Path]]:
-    """The words to submit and the files to send with them; every mistake that can be seen from here is told here."""
+def settle(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The words to submit and the files to send with them (texts by name); every mistake that can be seen is told here."""
+    from sports_ray.recipe import recipe_text
+
     params = parse(words)
     check_store(words[0], params)
     data = str(params.get("data_root") or params.get("data") or "/")
     if not lasts(data):
         raise ConfigError("--data", got=data, want="an absolute path, or an address, as the cluster's nodes see it")
     given = params.get("recipes") or [params.get("recipe") or ""]
-    files = [Path(recipe) for recipe in given if recipe.endswith(".toml")]
-    if len({path.name for path in files}) < len(files):
+    names = {recipe: Path(recipe).name for recipe in given if recipe.endswith(".toml")}
+    if len(set(names.values())) < len(names):
         raise ConfigError("--recipe", got="two files of one name", want="names that differ", cure="rename one of them")
-    for path in files:  # there it lies in the job's own folder
-        names = {str(path): path.name, f"--recipe={path}": f"--recipe={path.name}"}
-        words = [names.get(word, word) for word in words]
-    return [*words, "--json"], files
+    # There they lie in the job's own folder; here they are read once, that a job submitted again is the same.
+    there = names | {f"--recipe={recipe}": f"--recipe={name}" for recipe, name in names.items()}
+    files = {name: recipe_text(recipe) for recipe, name in names.items()}
+    return [*(there.get(word, word) for word in words), "--json"], files
 
 
 def parse_environment(given: tuple[str, ...]) -> dict[str, str]:
@@ -252,7 +255,9 @@ def parse_environment(given: tuple[str, ...]) -> dict[str, str]:
 
 def one_job(jobs: Jobs, job: str) -> Job:
     """A job by its id, or the newest one; RunError if there is none."""
-    known = jobs.list()
+    from sports_ray.orchestrate.jobs import once
+
+    known = once(jobs.address, jobs.list)
     found = [one for one in known if one.id == job] if job else known[-1:]
     if not found:
         raise RunError("job", got=job or "none", want="a job of this cluster", cure="see `sports-ray jobs`")

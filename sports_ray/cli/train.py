@@ -158,6 +158,8 @@ class Command:
         if self.plan is not None:
             total = self.plan.schedule.total_steps
             with suppress(SportsRayError):
+                from sports_ray.orchestrate.plan import safe_step
+
                 step = safe_step(self.plan)
                 command = self.go_on(self.plan) if self.plan.run_dir.read_record() else command
         nothing = "no step is safe yet" if self.stops.looked else "before the first step: nothing is lost"
@@ -167,16 +169,12 @@ class Command:
         self.show.close()
 
 
-def safe_step(plan: Plan) -> int:
-    """The newest step whose commit was finished; 0: none was."""
-    from sports_ray.store.commit import is_finished, list_commits
-
-    storage = plan.run_dir.storage
-    return max((found.step for found in list_commits(storage) if is_finished(storage, found)), default=0)
-
-
 def go_on_command(plan: Plan) -> str:
-    return f"sports-ray resume {plan.run_dir.storage.uri}"
+    """The words that go on with a run; an address keeps its options, and loses a key and secret in it."""
+    from sports_ray.store.storage import below
+
+    place = re.sub("://[^/?]*@", "://", below(plan.store, plan.name))
+    return shlex.join(["sports-ray", "resume", place])
 
 
 def recorded_config(

@@ -2,7 +2,7 @@
 
 Not torch's DataLoader, because of what it does when things go wrong: a worker's death raises a bare RuntimeError from a
 signal handler, anywhere in the training loop; it takes its buffers from /dev/shm, which containers make small; and it
-draws from torch's global generator. Here the death of a process is a TrainingError that names its signal, and buffers
+draws from torch's global generator. Here the death of a process is an error that names its signal, and buffers
 are memory files, made once and used again.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sports_ray.errors import SportsRayError, TrainingError
+from sports_ray.errors import ProcessDied, SportsRayError, TrainingError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,7 +60,7 @@ class Pool(Generic[T, R]):
     def results(self, tasks: Iterable[T]) -> Iterator[tuple[T, NDArray[np.uint8], R]]:
         """(task, its buffer, its result) for each task, in order. A buffer is valid until the next is asked for.
 
-        Raises what `work` raised, or TrainingError if a process died."""
+        Raises what `work` raised, or ProcessDied."""
         source = iter(tasks)
         pending: deque[tuple[T, int]] = deque()
         turn = 0
@@ -163,7 +163,7 @@ def _died(child: BaseProcess) -> NoReturn:
     how = "no exit code"
     if code is not None:
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-    raise TrainingError(
+    raise ProcessDied(
         f"loader process {child.pid} died",
         got=how,
         cure="run the same command again; if memory ran out, lower data.cache_gb or data.loader_processes",

@@ -18,8 +18,7 @@ from sports_ray.data import folds
 from sports_ray.data.manifest import Manifest, fold_manifests
 from sports_ray.errors import ConfigError, RunError
 from sports_ray.orchestrate.plan import Plan, make_plan
-from sports_ray.store.storage import Storage, open_storage
-from sports_ray.sweep.folder import below
+from sports_ray.store.storage import Storage, below, open_storage
 
 FOLDS, FOLDER = "folds.csv", "folds"
 

@@ -10,10 +10,10 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from ray.exceptions import AuthenticationError
@@ -35,11 +35,15 @@ LOST, STOPPED = "LOST", "STOPPED"
 _OWN_CODES = (0, 2, 3, 75, 130)
 CUT = (OSError, RuntimeError, TimeoutError, aiohttp.ClientError)
 """What a lost connection, or a cluster that is just going away, may raise; requests' errors are OSErrors."""
+_UNKNOWN = "Request failed with status code 404:"
+"""How Ray's client begins when the cluster knows no such job."""
 _LOGGERS = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
 )
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Job:
     """PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED; LOST: the cluster knows nothing of it (any more)."""
     command: str = ""
     digest: str = ""
-    """Of the words it was submitted with; empty if somebody else submitted it."""
+    """Of the words and files it was submitted with; empty if somebody else submitted it."""
     code: int | None = None
     """Exit code of its process; negative: the signal that ended it; None: nobody saw it end."""
     message: str = ""
@@ -82,9 +86,9 @@ class Job:
         return {"SUCCEEDED": 0, STOPPED: 75}.get(self.status, self.code)
 
 
-def digest_of(words: Sequence[str]) -> str:
-    """Eight hexadecimal digits that tell commands apart."""
-    return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:8]
+def digest_of(words: Sequence[str], files: Mapping[str, str]) -> str:
+    """Eight hexadecimal digits that tell commands apart, and what the files say that go with them."""
+    return hashlib.sha256(json.dumps([list(words), dict(files)]).encode()).hexdigest()[:8]
 
 
 class Jobs:
@@ -105,8 +109,8 @@ class Jobs:
         except AuthenticationError as error:
             known = bool(_token_header() or os.environ.get("RAY_AUTH_TOKEN"))
             raise token_error(self.address, another=known) from error
-
-        except (OSError, RuntimeError) as error:
+        # Of an address that Ray cannot read, or where something else than Ray answers, it raises anything.
+        except (OSError, RuntimeError, ValueError, LookupError, TypeError, AssertionError) as error:
             raise ConfigError(
                 "--address",
                 got=f"{self.address}: {first_line(error)}",
@@ -114,9 +118,11 @@ class Jobs:
                 cure="`ray dashboard cluster.yaml` or `ssh -L 8265:localhost:8265 HEAD`, then --address " + DASHBOARD,
             ) from error
 
-    def submit(self, words: Sequence[str], python: str, environment: Mapping[str, str], files: Sequence[Path]) -> Job:
-        """Starts `python -m sports_ray WORDS` with this very package, and `files` beside it, on every node."""
-        digest = digest_of(words)
+    def submit(
+        self, words: Sequence[str], python: str, environment: Mapping[str, str], files: Mapping[str, str]
+    ) -> Job:
+        """Starts `python -m sports_ray WORDS` with this very package, and `files` (texts by name) beside it, on every node."""
+        digest = digest_of(words, files)
         shown = shlex.join(["sports-ray", *(word for word in words if word != "--json")])
         number = 1 + sum(job.digest == digest for job in self.list())
         end = time.monotonic() + AGENT_SECONDS
@@ -132,7 +138,6 @@ class Jobs:
                         runtime_env={"working_dir": folder, "env_vars": _environment(environment)},
                         metadata={"sports_ray": digest, "command": shown},
                     )
-                    return self.info(name)
                 except RuntimeError as error:
                     if "already exists" in str(error):
                         number += 1
@@ -140,10 +145,12 @@ class Jobs:
                         time.sleep(AGENT_POLL_SECONDS)
                     else:
                         raise TrainingError("the cluster did not take the job", got=first_line(error)) from error
+                else:
+                    return self.info(name)
 
-    def running(self, words: Sequence[str]) -> Job | None:
-        """A job of the same words that has not ended."""
-        digest = digest_of(words)
+    def running(self, words: Sequence[str], files: Mapping[str, str]) -> Job | None:
+        """A job of the same words and files that has not ended."""
+        digest = digest_of(words, files)
         return next((job for job in self.list() if job.digest == digest and not job.over), None)
 
     def list(self) -> list[Job]:
@@ -156,7 +163,7 @@ class Jobs:
         try:
             return _job(self._ask("get_job_info", job))
         except RuntimeError as error:
-            if "404" in str(error):
+            if str(error).startswith(_UNKNOWN):
                 return Job(job, LOST)
             raise
 
@@ -183,12 +190,25 @@ class Jobs:
             raise token_error(self.address, another=known) from error
 
 
-def stage(folder: Path, files: Sequence[Path]) -> None:
+def once(address: str, act: Callable[[], Answer]) -> Answer:
+    """What `act` returns; TrainingError if the cluster at `address` cannot be reached, or has not done it."""
+    try:
+        return act()
+    except CUT as error:
+        raise TrainingError(
+            f"the cluster at {address} did not answer, or not as it should",
+            got=first_line(error),
+            want="an answer of its dashboard",
+            cure="see whether the tunnel and the head still run, then give the same command again",
+        ) from error
+
+
+def stage(folder: Path, files: Mapping[str, str]) -> None:
     """Puts this package, and `files`, into `folder`, as every node shall find them."""
     package = Path(sports_ray.__file__).parent
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in files:
-        shutil.copyfile(path, folder / path.name)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 class _Client(JobSubmissionClient):
@@ -232,4 +252,7 @@ def _job(details: Any) -> Job:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """What it says in one line; of a traceback that a cluster has sent, its last line."""
+    lines = str(error).strip(" .\n").splitlines() or [type(error).__name__]
+    line = lines[0].replace("Traceback (most recent call last):", lines[-1].strip())
+    return line[:200]

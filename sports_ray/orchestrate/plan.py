@@ -24,7 +24,7 @@ from sports_ray.model.facts import full_name, model_facts
 from sports_ray.orchestrate.extend import check_new, extended, record_extension
 from sports_ray.recipe import changed_keys, config_from_dict, config_to_dict, digest, identity
 from sports_ray.store.run_dir import RunDir
-from sports_ray.store.storage import open_storage
+from sports_ray.store.storage import open_storage, parted
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,9 +268,17 @@ def load_run(run_dir: RunDir) -> tuple[TrainConfig, Manifest]:
     return config_from_dict(record["config"]), Manifest.from_bytes(run_dir.read_manifest())
 
 
+def safe_step(plan: Plan) -> int:
+    """The newest step whose commit was finished; 0: none was."""
+    from sports_ray.store.commit import is_finished, list_commits
+
+    storage = plan.run_dir.storage
+    return max((found.step for found in list_commits(storage) if is_finished(storage, found)), default=0)
+
+
 def find_run(run: str, store: str) -> tuple[str, str, dict[str, Any]]:
     """`run`, a name in `store` or the path or URI of a run's folder -> (store, name, record); RunError if there is none."""
-    root, _, name = run.rstrip("/").rpartition("/")
+    root, name = parted(run)
     for where, called in ((root, name), (store, run)):
         if (
             where

@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sports_ray.config import TrainConfig
+from sports_ray.config import ClusterConfig, TrainConfig
 from sports_ray.data.manifest import Manifest
 from sports_ray.errors import ConfigError, DataError
 from sports_ray.orchestrate.plan import Plan, gpu_count, make_plan
-from sports_ray.orchestrate.tune import cluster_nodes
+from sports_ray.orchestrate.tune import cluster_nodes, joins
 from sports_ray.recipe import build_config
 from sports_ray.store.run_dir import RunDir
 from sports_ray.sweep.folder import SweepDir
 from sports_ray.sweep.halving import Halving, make_halving
-from sports_ray.sweep.resources import settle_share
+from sports_ray.sweep.resources import Share, settle_share, to_come
 from sports_ray.sweep.space import grid_size, parse_space, random_params, space_of
 from sports_ray.sweep.spec import Backbone, SweepSpec, continued, labels
 from sports_ray.sweep.suggest import check_installed
@@ -84,10 +84,7 @@ def plan_sweep(asked: Asked, *, progress: Callable[[int, int], None] | None = No
     space = parse_space(asked.space, models)
     _check_search(asked, space, models)
     halving = _halving(asked, configs, {one.key for one in space})
-    nodes = cluster_nodes(configs[0].cluster.address, configs[0].cluster.usage_stats)
-    share, concurrent = settle_share(
-        nodes, len(models), workers=asked.workers, concurrent=asked.concurrent, cpus=asked.cpus, gpus=asked.gpus
-    )
+    share, concurrent = _resources(configs[0].cluster, asked, len(models))
     plans: list[Plan] = []
     for config in configs:
         plans.append(make_plan(config, progress=progress, manifest=plans[0].manifest if plans else None))
@@ -117,6 +114,17 @@ def plan_sweep(asked: Asked, *, progress: Callable[[int, int], None] | None = No
     old = folder.read_spec()
     spec = continued(old, spec) if old else _settled(spec, plans)
     return SweepPlan(spec, folder, manifest, tuple(plans), concurrent, "resume" if old else "new")
+
+
+def _resources(cluster: ClusterConfig, asked: Asked, backbones: int) -> tuple[Share, int]:
+    """What a trial gets, and how many there are at once, on what there is and what `cluster` says will be."""
+    gpus = 0.0 if asked.gpus is None and not cluster.gpus else asked.gpus
+    wanted: dict[str, Any] = {"workers": asked.workers, "concurrent": asked.concurrent, "gpus": gpus}
+    wanted["cpus"] = asked.cpus or cluster.cpus_per_worker
+    nodes = cluster_nodes(cluster.address, cluster.usage_stats)
+    if joins(cluster.address):
+        nodes += to_come(nodes, declared=cluster.gpus, **wanted)
+    return settle_share(nodes, backbones, **wanted)
 
 
 def _configs(models: Sequence[str], asked: Asked) -> list[TrainConfig]:
@@ -193,14 +201,19 @@ def _digest(spec: SweepSpec) -> str:
 def _settled(spec: SweepSpec, plans: Sequence[Plan]) -> SweepSpec:
     """With the precision of each backbone, which is measured where it is left open."""
     backbones = [
-        dataclasses.replace(one, precision=_precision(plan)) if one.precision == "auto" else one
+        dataclasses.replace(one, precision=_precision(plan, spec.share.gpus > 0)) if one.precision == "auto" else one
         for one, plan in zip(spec.backbones, plans, strict=True)
     ]
     return dataclasses.replace(spec, backbones=tuple(backbones))
 
 
-def _precision(plan: Plan) -> str:
-    """That of the model as a trial will train it."""
+def _precision(plan: Plan, on_gpus: bool) -> str:
+    """That of the model as a trial will train it.
+
+    auto where trials have GPUs and this machine has none: each then takes what its GPU can do, which is looked up and not
+    measured, and so the same on all GPUs of a kind."""
+    if on_gpus and not gpu_count():
+        return "auto"
     import torch
 
     from sports_ray.engine.learner import choose_precision
@@ -208,7 +221,7 @@ def _precision(plan: Plan) -> str:
     from sports_ray.model.depthwise import speed_up
 
     model = create(plan.config.model, len(plan.manifest.classes), plan.config.data.image_size)
-    device = torch.device("cuda" if gpu_count() else "cpu")
+    device = torch.device("cuda" if on_gpus else "cpu")
     if device.type == "cpu" and not plan.config.model.compile:
         speed_up(model)
     return choose_precision(plan.config, model, image_spec(model, plan.config.data.image_size), device)

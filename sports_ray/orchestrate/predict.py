@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,10 @@ def _pool(device: str, bounds: tuple[int, int]) -> tuple[int, int]:
     there = int(resources.get("GPU" if device == "cuda" else "CPU", 0))
     if not there:
         raise ConfigError(
-            "Ray's cluster", got=f"no {device} resources", want="a node with GPUs or CPUs", cure="--workers 0"
+            "Ray's cluster",
+            got=f"no node with {'GPUs' if device == 'cuda' else 'GPUs or CPUs'} at this moment",
+            want="one at least, by which the device is chosen",
+            cure="start one (min_workers: 1 in an autoscaler's file) and give the command again, or --workers 0",
         )
     low, high = bounds
     return (min(low, there), min(high, there)) if high else (there, there)
@@ -182,7 +185,28 @@ def computer(
     if workers == "0":
         return compute_all_here
     _bounds(workers)
-    return partial(compute_on_ray, workers=workers, address=address, log=log, ready=ready)
+    return OnRay(workers, address, log, ready)
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """`compute_on_ray` with its words."""
+
+    workers: str
+    address: str
+    log: Path | None
+    ready: Callable[[], object]
+
+    def device(self) -> str:
+        """cuda where any node of the cluster has a GPU, whatever the driver's own machine has, else cpu."""
+        from sports_ray.orchestrate.tune import cluster_nodes
+
+        nodes = cluster_nodes(self.address)
+        self.ready()
+        return "cuda" if any(node.get("GPU", 0) for node in nodes) else "cpu"
+
+    def __call__(self, jobs: Sequence[Job], on_progress: OnProgress) -> None:
+        compute_on_ray(jobs, on_progress, workers=self.workers, address=self.address, log=self.log, ready=self.ready)
 
 
 def compute_all_here(jobs: Sequence[Job], on_progress: OnProgress) -> None:

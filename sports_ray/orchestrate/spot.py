@@ -6,6 +6,7 @@ leave (`worker.py`), and by Ray's scheduler, which places nothing on them any mo
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import time
@@ -43,7 +44,7 @@ class Metadata:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def ask(self, path: str, headers: Mapping[str, str], method: str = "GET") -> tuple[int, str, Message]:
-        """(status, body, headers) of the answer; OSError if there is none."""
+        """(status, body, headers) of the answer; OSError if there is none, or one that is no HTTP."""
         request = urllib.request.Request(f"{self._base}/{path}", headers=dict(headers), method=method)
         try:
             with self._opener.open(request, timeout=ANSWER_SECONDS) as answer:
@@ -51,6 +52,8 @@ class Metadata:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, "", error.headers
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"no HTTP: {error!r}") from error
 
 
 class Cloud(Protocol):
@@ -210,7 +213,7 @@ class Watcher:
         """One look, with what follows from it; the notice, if there is one."""
         try:
             notice = self._cloud.look()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  an answer may be anything, and the next one may be the notice
             if not self._silent:
                 self._tell("silent", f"! the metadata address does not answer: {error}", error=str(error))
             self._silent = True
@@ -223,7 +226,11 @@ class Watcher:
         return notice
 
     def _follow(self, notice: Notice) -> None:
-        node = choose_node(nodes_here(), self._node_id)
+        try:
+            node = choose_node(nodes_here(), self._node_id)
+        except ConfigError as error:  # while Ray is restarted there may be its old raylet and its new one
+            self._complain(f"{notice.reason}, and {error}")
+            return
         if node is None:
             self._complain(f"{notice.reason}, and there is no node of Ray here")
             return

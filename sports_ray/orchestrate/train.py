@@ -12,15 +12,19 @@ from typing import Any
 from sports_ray.engine.link import Outcome
 from sports_ray.errors import FencedError, SportsRayError, TrainingError
 from sports_ray.orchestrate.cluster import ray_cluster, shared_cores, worker_environment
-from sports_ray.orchestrate.plan import Plan, write_record
+from sports_ray.orchestrate.plan import Plan, safe_step, write_record
 from sports_ray.orchestrate.watch import Retries, Watch, crash_limit
-from sports_ray.stops import Stops
+from sports_ray.stops import DRIVER_GONE, Stops
+from sports_ray.store.arrow import ArrowStorage
 from sports_ray.store.lease import Lease
+from sports_ray.store.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[Mapping[str, Any]], None]
 POLL_SECONDS = 0.5
+SILENT_SECONDS = 10.0
+"""How long nobody may call after the wish to stop: workers that are missing come back only to be stopped."""
 END_SECONDS = 10.0
 """How long `fit` may take to notice that its controller was ended."""
 LEAVE_SECONDS = 6.0
@@ -75,9 +79,16 @@ def _fit_until_settled(
         if "error" in result:
             raise result["error"]
         outcome = Outcome(**result)
-        if outcome.status == "done" or stops or not (watch.preempted or outcome.reason == "preempted"):
+        if outcome.status == "done" or stops:
             return outcome
-        on_progress({"kind": "restart", "reason": "a node is going away"})
+        if outcome.reason == DRIVER_GONE:
+            on_progress({"kind": "restart", "reason": "the workers lost touch with this driver"})
+            if not watch.retries.crashed(watch.step):
+                raise crash_limit(watch.retries)
+        elif watch.preempted or outcome.reason == "preempted":
+            on_progress({"kind": "restart", "reason": "a node is going away"})
+        else:
+            return outcome
 
 
 def _fit_once(
@@ -93,16 +104,16 @@ def _fit_once(
     thread = threading.Thread(target=_fit, args=(plan, monitor, deadline, lease, box), name="fit", daemon=True)
     try:
         thread.start()
-        told = False
+        told = 0.0
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             _pass_on(monitor, watch, on_progress)
             wish = stops[0] if stops else ("another driver took the run over" if lease.lost else "")
             if wish and not told:
                 monitor.stop.remote(wish)
-                told = True
-            if wish and not watch.alive:
-                step, total = watch.step, plan.schedule.total_steps
+                told = time.monotonic()
+            if wish and (not watch.alive or time.monotonic() - max(watch.heard, told) > SILENT_SECONDS):
+                step, total = safe_step(plan), plan.schedule.total_steps
                 return {"status": "paused", "reason": wish, "step": step, "total_steps": total}
             _check_calls(plan, watch)
         _pass_on(monitor, watch, on_progress)
@@ -115,7 +126,7 @@ def _fit_once(
 
 
 def _pass_on(monitor: Any, watch: Watch, on_progress: OnProgress) -> None:
-    """What the workers have told since the last time, to the watch and to the user."""
+    """What the workers have told since the last time, to the watch and to the user; raises what no retry mends."""
     import ray
 
     from sports_ray.orchestrate.monitor import ANSWER_SECONDS, dead_nodes
@@ -123,6 +134,8 @@ def _pass_on(monitor: Any, watch: Watch, on_progress: OnProgress) -> None:
     pushes, events = ray.get(monitor.drain.remote(), timeout=ANSWER_SECONDS)
     watch.called(pushes)
     for event in events:
+        if event["kind"] == "failed":
+            raise event["error"]
         if reason := watch.take(event, dead_nodes):
             on_progress({"kind": "restart", "reason": reason})
         on_progress(event)
@@ -184,7 +197,7 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: Lease, box: dict[str,
             ),
             run_config=ray.train.RunConfig(
                 name=plan.name,
-                storage_path=f"{plan.store}/{plan.name}/ray",
+                **_place(plan.run_dir.storage),
                 failure_config=ray.train.FailureConfig(
                     max_failures=RAY_RETRIES,
                     controller_failure_limit=RAY_RETRIES,  # type: ignore[call-arg]
@@ -196,6 +209,13 @@ def _fit(plan: Plan, monitor: Any, deadline: float, lease: Lease, box: dict[str,
         box["value"] = trainer.fit().return_value  # type: ignore[attr-defined]
     except BaseException as error:  # noqa: BLE001
         box["failure"] = error
+
+
+def _place(storage: Storage) -> dict[str, Any]:
+    """Where Ray Train keeps notes of its own. An address it would open without the options that only our storage knows."""
+    if isinstance(storage, ArrowStorage):
+        return {"storage_path": f"{storage.base}/ray", "storage_filesystem": storage.filesystem}
+    return {"storage_path": f"{storage.uri}/ray"}
 
 
 def _on_a_worker(task: dict[str, Any]) -> dict[str, Any]:

@@ -20,20 +20,27 @@ from ray import tune
 from sports_ray.data.manifest import Manifest
 from sports_ray.engine.link import Outcome
 from sports_ray.engine.record import log_to_file
-from sports_ray.errors import NonFiniteError, RunError, UserError
+from sports_ray.errors import NonFiniteError, RunError, TrainingError, UserError
 from sports_ray.orchestrate.plan import Plan, make_plan
 from sports_ray.processes import schedule_normally
 from sports_ray.stops import DRIVER_GONE, Stops
 from sports_ray.store.lease import Owner, is_held
 from sports_ray.sweep.folder import SweepDir
 
-WATCH_SECONDS = 0.2
+WATCH_SECONDS, NODE_SECONDS = 0.2, 1.0
+"""Between two looks at the driver, and at this process's node."""
 PERIOD = 1.0
 """Seconds between two calls of Tune's, as long as nothing happens that it waits for."""
 IN_USE_SECONDS = 60.0
 """How long a process of a killed driver may go on holding the run: Ray ends it, within seconds."""
 END_SECONDS = 600.0
 _TOLD = {"start", "step", "evaluated", "restart", "store"}
+_GONE = {"kind": "end", "status": "paused", "reason": "preempted"}
+
+
+class NodeLeavesError(Exception):
+    """Tells Tune to end this process, once all is committed: one that had only come to the end of its trial would get the
+    next one, on a node that goes away."""
 
 
 class TrialProcess(tune.Trainable):
@@ -82,7 +89,7 @@ class Work:
     def told(self) -> dict[str, Any]:
         """Waits until there is something to tell, or a second; what has happened since the last call.
 
-        Raises what ended the training if a new process may mend it."""
+        Raises what ended the training if a new process may mend it, after all has been told."""
         with self._change:
             if self._question == "told":
                 self._question = ""
@@ -94,9 +101,9 @@ class Work:
             over = self._over
         if over:
             self._thread.join(END_SECONDS)
-        if over and self._error is not None:
+        if over and self._error is not None and not events:
             raise self._error
-        return {"told": events, "done": over}
+        return {"told": events, "done": over and self._error is None}
 
     def stop(self, reason: str) -> None:
         with self._change:
@@ -109,22 +116,42 @@ class Work:
         self._thread.join(END_SECONDS)
 
     def _watch(self, driver: Owner) -> None:
-        """Stops a trial of which nobody hears any more, at once: Ray takes seconds, and the next driver wants the cores."""
-        if driver.has_ended():
-            return  # of another user's process nothing may be seen
-        while not self._over and not driver.has_ended():
+        """Stops a trial of which nobody hears any more, at once: Ray takes seconds, and the next driver wants the cores; and
+        one whose node goes away."""
+        seen = not driver.has_ended()  # of another user's process nothing may be seen
+        looked = time.monotonic()
+        while not self._over:
+            if seen and driver.has_ended():
+                self.stop(DRIVER_GONE)
+                return
+            if time.monotonic() - looked > NODE_SECONDS:
+                if self._leaves():
+                    return
+                looked = time.monotonic()
             time.sleep(WATCH_SECONDS)
-        if not self._over:
-            self.stop(DRIVER_GONE)
+
+    def _leaves(self) -> bool:
+        """Whether this process's node goes away. Tells so first, and stops then: should the node die before all is
+        committed, that was no crash either."""
+        if not node_leaves():
+            return False
+        with self._change:
+            self._events.append({"at": time.time(), "kind": "preempted"})
+            self._urgent = True
+        self.stop("preempted")
+        return True
 
     def _run(self) -> None:
         end: dict[str, Any] | None = None
         try:
-            end = carry_out(self._task, self._progress, self._stops)
+            # A process that is used again may have stood idle while its node got notice.
+            end = _GONE if self._leaves() else carry_out(self._task, self._progress, self._stops)
         except (UserError, NonFiniteError) as error:
             end = {"kind": "end", "status": "failed", "reason": str(error)}
         except BaseException as error:  # noqa: BLE001
             self._error = error
+        if end == _GONE:
+            end, self._error = None, NodeLeavesError("preempted")
         with self._change:
             self._events += [{"at": time.time(), **end}] if end else []
             self._over = True
@@ -149,6 +176,15 @@ class Work:
                 self._change.wait_for(lambda: not self._question or bool(self._stops.reasons), IN_USE_SECONDS / 2)
 
 
+def node_leaves() -> bool:
+    """Whether Ray is draining this process's node."""
+    import ray
+
+    from sports_ray.orchestrate.worker import draining_nodes
+
+    return ray.get_runtime_context().get_node_id() in draining_nodes()
+
+
 def carry_out(task: Mapping[str, Any], progress: Any, stops: Stops) -> dict[str, Any]:
     """Trains the trial's run from where it is; how it ended, as an event."""
     from sports_ray.orchestrate.worker import stderr_to_log
@@ -165,7 +201,8 @@ def carry_out(task: Mapping[str, Any], progress: Any, stops: Stops) -> dict[str,
 
 
 def plan_trial(task: Mapping[str, Any]) -> Plan:
-    """The trial's run as `train` would plan it, on the photographs of the sweep."""
+    """The trial's run as `train` would plan it, on the photographs of the sweep, with the GPUs that the trial has been given:
+    this process may be on a machine without, while its workers have some."""
     folder = SweepDir(task["sweep"])
     spec = folder.read_spec()
     if spec is None:
@@ -175,7 +212,8 @@ def plan_trial(task: Mapping[str, Any]) -> Plan:
     if task["deadline"]:
         budget = max(1.0, task["deadline"] - time.time())
         config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, time_budget=budget))
-    return make_plan(config, manifest=_manifest(folder.uri, spec.data["fingerprint"]))
+    plan = make_plan(config, manifest=_manifest(folder.uri, spec.data["fingerprint"]))
+    return dataclasses.replace(plan, gpus=task["workers"] if task["bundle"].get("GPU") else 0)
 
 
 @functools.lru_cache(maxsize=1)
@@ -188,7 +226,10 @@ def _manifest(uri: str, fingerprint: str) -> Manifest:
 
 
 def _train(plan: Plan, progress: Any, stops: Stops) -> Outcome:
-    """As soon as the process of a driver that has just been killed is gone."""
+    """As soon as the process of a driver that has just been killed is gone.
+
+    TrainingError if the run stays in another's hands: one on a node that was cut off goes on beating for a while, so that a
+    later try may have it."""
     from sports_ray.orchestrate.local import train_here
     from sports_ray.orchestrate.train import train_on_ray
 
@@ -196,7 +237,11 @@ def _train(plan: Plan, progress: Any, stops: Stops) -> Outcome:
     while True:
         try:
             return train(plan, progress, time.time(), stops)
-        except RunError:
-            if not is_held(plan.run_dir.storage) or time.monotonic() > end or stops.reasons:
+        except RunError as error:
+            if not is_held(plan.run_dir.storage):
                 raise
+            if stops.reasons:
+                return Outcome("paused", stops.reasons[0], 0, plan.schedule.total_steps)
+            if time.monotonic() > end:
+                raise TrainingError(*error.args) from error
             time.sleep(0.2)

@@ -51,13 +51,18 @@ def cluster_nodes(address: str, usage_stats: bool = False) -> list[dict[str, flo
     """Resources of each node that there is, or will be: of this machine where no cluster is joined."""
     from sports_ray.orchestrate.plan import gpu_count
 
-    running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    if address == "auto" and not os.environ.get("RAY_ADDRESS") and not running:
+    if not joins(address):
         return [{"CPU": float(os.cpu_count() or 1), "GPU": float(gpu_count())}]
     import ray
 
     with ray_cluster(address, usage_stats=usage_stats):
         return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def joins(address: str) -> bool:
+    """Whether `address` leads to a cluster that is there, and not to one of the command's own, on this machine alone."""
+    running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    return address != "auto" or bool(os.environ.get("RAY_ADDRESS")) or running
 
 
 def run_sweep(
@@ -131,7 +136,10 @@ class Tuning:
         self._deadline, self._command, self._driver = deadline, list(command), Owner.current()
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._retries: dict[str, Retries] = {}
-        self._lost: set[str] = set()
+        self._lost: dict[str, set[str]] = {}
+        """Nodes that were dead when a trial was begun."""
+        self._leaving: set[str] = set()
+        """Trials that have been told that their node goes away."""
         self._heard = time.monotonic()
 
     # From outside.
@@ -216,6 +224,8 @@ class Tuning:
         if name is None:
             return None
         self._heard = time.monotonic()
+        self._lost[name] = _dead_nodes()
+        self._leaving.discard(name)
         spec = self.conductor.spec
         params = self.conductor.params(name)
         self._events.append((name, {"kind": "begin", "params": params}))
@@ -239,6 +249,8 @@ class Tuning:
                 event = self._ended(name, event)
             elif event["kind"] == "evaluated":
                 wish = self.conductor.evaluated(name, event) or wish
+            elif event["kind"] == "preempted":
+                self._leaving.add(name)
             if event:
                 self._events.append((name, dict(event)))
         return wish
@@ -257,15 +269,17 @@ class Tuning:
         return event
 
     def crashed(self, name: str, reason: str) -> dict[str, Any]:
-        """A trial's process is gone, or its training broke off: it starts again, unless that has led nowhere too often."""
+        """A trial's process is gone, or its training broke off: it starts again, unless that has led nowhere too often.
+
+        A node that goes away, or was lost since the trial began, is the cluster's affair and not counted."""
         self._heard = time.monotonic()
         if name not in self.conductor.running:
             return {}
         limit = self.conductor.trials[name].backbone.config.cluster.max_failures
         retries = self._retries.setdefault(name, Retries(limit))
-        lost, before = _dead_nodes(), self._lost
-        self._lost = lost
-        if not lost - before and not retries.crashed(self.conductor.folder.step(name)):
+        if name in self._leaving:
+            reason = "its node is going away"
+        elif not _dead_nodes() - self._lost[name] and not retries.crashed(self.conductor.folder.step(name)):
             text = f"broke off {retries.crashes} times in a row without progress past step {retries.step}: {reason}"
             self.conductor.ended(name, "failed", text)
             return {"kind": "end", "status": "failed", "reason": text}

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +18,7 @@ import ray.train.torch
 from sports_ray.engine.record import log_to_file
 from sports_ray.engine.run import run
 from sports_ray.engine.world import World
-from sports_ray.errors import FencedError, SportsRayError
+from sports_ray.errors import SportsRayError
 from sports_ray.orchestrate.plan import load_run
 from sports_ray.processes import schedule_normally
 from sports_ray.stops import DRIVER_GONE
@@ -28,7 +28,9 @@ from sports_ray.store.storage import open_storage
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
+POLL_SECONDS, ANSWER_SECONDS = 0.5, 30.0
+LOST_SECONDS = 60.0
+"""How long the monitor may not answer before its driver counts as gone."""
 
 
 class RayLink:
@@ -42,6 +44,7 @@ class RayLink:
         self._events: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._heard = time.monotonic()
         self._thread = threading.Thread(target=self._talk, name="ray-link", daemon=True)
 
     def __enter__(self) -> RayLink:
@@ -84,11 +87,15 @@ class RayLink:
         with self._lock:
             events, self._events = self._events, []
         try:
-            wish = ray.get(self._monitor.push.remote(events), timeout=30)
+            wish = ray.get(self._monitor.push.remote(events), timeout=ANSWER_SECONDS)
+            self._heard = time.monotonic()
         except ray.exceptions.RayError as error:
+            logger.warning("the monitor does not answer: %s", error)
+            with self._lock:
+                self._events = events + self._events
             # A worker must not outlive its driver: it would hold the machine, and be fenced at its next commit.
-            logger.warning("monitor unreachable, stopping: %s", error)
-            wish = DRIVER_GONE
+            died = isinstance(error, ray.exceptions.ActorDiedError)
+            wish = DRIVER_GONE if died or time.monotonic() - self._heard > LOST_SECONDS else ""
         self._reason = self._reason or wish
 
 
@@ -126,10 +133,15 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
             if rank == 0:
                 link.progress({"kind": "workers", "size": size, "pid": os.getpid()})
             return asdict(run(config, manifest, run_dir, link, world, task["driver"].id))
-    except FencedError as error:
-        return {"status": "fenced", "error": error}
     except SportsRayError as error:
         if error.retryable:
             raise
         logger.error("failed: %s", error)
-        return {"status": "error", "error": error}
+        _tell(task["monitor"], error)
+        return {"error": error}
+
+
+def _tell(monitor: Any, error: SportsRayError) -> None:
+    """At once: the other ranks wait for this one in their next sum, and Ray waits for all of them."""
+    with suppress(ray.exceptions.RayError):
+        ray.get(monitor.push.remote([{"kind": "failed", "error": error}]), timeout=ANSWER_SECONDS)

@@ -15,7 +15,7 @@ from sports_ray.predict.member import Member, find_members, manifest_of
 from sports_ray.predict.views import View, views_of
 from sports_ray.predict.write import read_scores
 from sports_ray.store.codec import canonical
-from sports_ray.store.storage import Storage, open_storage
+from sports_ray.store.storage import Storage, below, open_storage, parted
 
 if TYPE_CHECKING:
     from sports_ray.data.manifest import Manifest
@@ -118,7 +118,7 @@ def plan_evaluation(
         weights=weights,
         groups=groups,
         home=home,
-        out=_absolute(out) if out else _below(home, f"{FOLDER}/{digest[:16]}"),
+        out=_absolute(out) if out else below(home, f"{FOLDER}/{digest[:16]}"),
         digest=digest,
         notes=notes,
     )
@@ -186,22 +186,10 @@ def _home(member: Member, store: str) -> str:
     """Where predictions are kept: the store that was named, else the first member's, else (read-only) ./runs."""
     if store:
         return _absolute(store)
-    own = member.store if member.run else _parent(member.store)
+    own = member.store if member.run else parted(member.store)[0]
     if "://" in own or os.access(own, os.W_OK | os.X_OK):
         return own
     return os.path.abspath("runs")
-
-
-def _parent(place: str) -> str:
-    if "://" not in place:
-        return os.path.dirname(place)
-    address, mark, query = place.partition("?")
-    return address.rstrip("/").rpartition("/")[0] + mark + query
-
-
-def _below(place: str, path: str) -> str:
-    address, mark, query = place.partition("?") if "://" in place else (place, "", "")
-    return f"{address.rstrip('/')}/{path}{mark}{query}"
 
 
 def _absolute(place: str) -> str:

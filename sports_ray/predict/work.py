@@ -21,7 +21,7 @@ from sports_ray.score.merge import Merge
 log = logging.getLogger(__name__)
 
 Compute = Callable[[Sequence[Job], OnProgress], None]
-"""Computes and writes all blocks that the jobs lack."""
+"""Computes and writes all blocks that the jobs lack. One that does so elsewhere has a `device()`: what is there."""
 Sink = Callable[[Part], object]
 TRIES = 3
 """How often blocks that turn out damaged when they are read are computed again."""
@@ -43,8 +43,8 @@ class Work:
     def of(
         cls, plan: Plan, images: Images, compute: Compute, on_progress: OnProgress, *, device: str = "", batch: int = 0
     ) -> Work:
-        """`device`: cpu or cuda, by default what is there; `batch`: by default the device's."""
-        device = device or found_device()
+        """`device`: cpu or cuda, by default what is there where `compute` computes; `batch`: by default the device's."""
+        device = device or getattr(compute, "device", found_device)()
         batch = batch or BATCHES[device]
         shelved = []
         for member in plan.members:

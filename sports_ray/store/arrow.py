@@ -81,8 +81,9 @@ class ArrowStorage:
 
     def __init__(self, filesystem: Any, base: str, uri: str, small: Any = None) -> None:
         """`small`: the same filesystem, for objects that are put in one request."""
+        self.filesystem, self.base = filesystem, base.rstrip("/")
         self._fs, self._small = filesystem, small or filesystem
-        self._base, self._uri = base.rstrip("/"), uri
+        self._uri = uri
         inner = getattr(filesystem, "base_fs", filesystem)
         self._makes_folders = inner.type_name not in _OBJECT_STORES
 
@@ -163,7 +164,7 @@ class ArrowStorage:
     def list(self, folder: str = "") -> list[Entry]:
         from pyarrow.fs import FileSelector, FileType
 
-        target = self._locate(folder) if folder else self._base
+        target = self._locate(folder) if folder else self.base
         with self._failures("list", folder):
             found = self._fs.get_file_info(FileSelector(target, allow_not_found=True))
             return sorted(Entry(i.base_name, i.type == FileType.Directory, i.size or 0) for i in found if i.base_name)
@@ -191,4 +192,4 @@ class ArrowStorage:
         return failures(action, f"{self._uri}/{path}", pyarrow.ArrowException)
 
     def _locate(self, path: str) -> str:
-        return f"{self._base}/{checked_path(path)}" if self._base else checked_path(path)
+        return f"{self.base}/{checked_path(path)}" if self.base else checked_path(path)

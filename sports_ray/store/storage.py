@@ -104,6 +104,19 @@ def open_storage(uri: str) -> Storage:
     raise ConfigError("store.root", got=uri, want="a folder, file://, s3:// or gs://")
 
 
+def below(store: str, name: str) -> str:
+    """Path or address of a folder of a store; options of an address stay behind it."""
+    root, question, options = store.partition("?") if "://" in store else (store, "", "")
+    return f"{root.rstrip('/')}/{name}{question}{options}"
+
+
+def parted(folder: str) -> tuple[str, str]:
+    """The inverse of `below`: (store, name); the store is "" where there is only a name."""
+    path, question, options = folder.partition("?") if "://" in folder else (folder, "", "")
+    root, _, name = path.rstrip("/").rpartition("/")
+    return f"{root}{question}{options}" if root else "", name
+
+
 def checked_path(path: str) -> str:
     """The path itself, if it is relative, normal and stays below its root; else RunError."""
     if not path or "\0" in path or "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):

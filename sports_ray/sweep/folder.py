@@ -22,19 +22,13 @@ from sports_ray.errors import RunError, SportsRayError
 from sports_ray.store.codec import canonical, seal, unseal
 from sports_ray.store.commit import RECORD, CommitId
 from sports_ray.store.run_dir import MANIFEST, RunDir, checked_run_name
-from sports_ray.store.storage import Storage, is_temporary, open_storage
+from sports_ray.store.storage import Storage, below, is_temporary, open_storage
 from sports_ray.sweep.spec import SweepSpec
 
 log = logging.getLogger(__name__)
 
 SWEEP, DECISIONS = "sweep.json", "decisions.jsonl"
 Decision = dict[str, Any]
-
-
-def below(store: str, name: str) -> str:
-    """Path or address of a folder of a store; options of an address stay behind it."""
-    root, question, options = store.partition("?")
-    return f"{root.rstrip('/')}/{name}{question}{options}"
 
 
 class SweepDir:

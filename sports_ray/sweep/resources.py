@@ -48,6 +48,26 @@ def _room(node: Mapping[str, float], share: Share) -> int:
     return min(room, devices)
 
 
+def to_come(
+    nodes: Sequence[Mapping[str, float]],
+    *,
+    declared: int,
+    workers: int = 1,
+    concurrent: int = 0,
+    cpus: float = 0.0,
+    gpus: float | None = None,
+) -> list[dict[str, float]]:
+    """Nodes that the user says will join `nodes`, of which an autoscaler may have none yet: those with the rest of `declared`
+    GPUs (cluster.gpus), or, where there are none to work on, those for what is asked of each of `concurrent` trials."""
+    lacking = declared - int(sum(node.get("GPU", 0) for node in nodes))
+    if lacking > 0:
+        size, shared_by = max(1, int(gpus or 1)), max(1, math.floor(1 / (gpus or 1) + 1e-9))
+        return [{"CPU": (cpus or 1.0) * shared_by, "GPU": float(size)}] * (lacking // size)
+    if concurrent and cpus and not any(node.get("CPU", 0) for node in nodes):
+        return [{"CPU": cpus, "GPU": float(math.ceil(gpus or 0))}] * (concurrent * workers)
+    return []
+
+
 def settle_share(
     nodes: Sequence[Mapping[str, float]],
     backbones: int,
@@ -71,6 +91,13 @@ def settle_share(
             cure=f"--max-concurrent {backbones}, or fewer --models",
         )
     _check_gpus(gpus)
+    if not cores:
+        raise ConfigError(
+            "resources",
+            got="a cluster without CPUs at this moment",
+            want="nodes to train on, or word of those to come",
+            cure="--set cluster.gpus=N --cpus-per-trial C, or --cpus-per-trial C --max-concurrent N",
+        )
     wanted = concurrent or max(backbones, int(have / (gpus * workers)) if gpus else have // workers)
     each = cpus or _even(cores / (wanted * workers))
     share = Share(workers, each, gpus if gpus is not None else _even_gpus(have / (wanted * workers)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,23 @@ def test_cluster_that_shrinks_for_good_is_an_error_with_a_deadline(photos: Path,
         nodes.kill(nodes.nodes[0])
         assert driver.end() == 3
         assert "no worker came back within cluster.start_timeout = 45 s" in driver.errors
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_a_stop_while_workers_are_missing_pauses_soon(photos: Path, tmp_path: Path) -> None:
+    config = two_workers(photos, tmp_path, cluster__start_timeout=1000)
+    with Nodes(2) as nodes, Driver(config, nodes.environment) as driver:
+        driver.until("evaluated", step=8)
+        nodes.kill(nodes.nodes[0])
+        time.sleep(12)  # Ray notices, and waits for a node
+        begun = time.monotonic()
+        driver.process.terminate()
+        paused = driver.until("paused")
+        assert paused["reason"] == "SIGTERM" and paused["step"] > 0
+        assert driver.end() == 75 and time.monotonic() - begun < 60
+    commits = [line["step"] for line in make_plan(config).run_dir.read_timings() if line["kind"] == "commit"]
+    assert paused["step"] == max(commits)
 
 
 @pytest.mark.long

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sports_ray.orchestrate.train import train_on_ray
 from tests.support.driver import Driver
 from tests.support.nodes import named_below
 from tests.support.runs import results, small_config, train_in_child
+from tests.support.s3 import address, download, s3_server
 
 EPOCHS = 24  # 96 steps: long enough to be killed in the middle, twice
 
@@ -96,21 +97,51 @@ def test_killed_driver_is_followed_by_the_same_command_and_its_killed_controller
         (controller,) = named_below(driver.process.pid, "ray::TrainController")
         os.kill(controller, signal.SIGKILL)
         assert driver.until("restart")["reason"] == "the training's controller died"
-        assert driver.until("start")["step"] > first, "it went on from a commit"
-        assert driver.until("evaluated", step=4 * EPOCHS) and driver.process.wait(60) == 0
+        again = driver.until("start")["step"]
+        assert again > first, "it went on from a commit"
+        driver.until("evaluated", step=again + 4)
+        driver.process.terminate()
+        paused = driver.until("paused")
+        assert paused["reason"] == "SIGTERM" and paused["step"] > again and driver.end() == 75
+    with Driver(config, {}) as driver:
+        assert driver.until("start")["step"] == paused["step"], "not one step was lost"
+        assert driver.end() == 0, driver.errors
     assert results(config) == unbroken
 
 
-def test_error_that_no_retry_mends_ends_the_run_at_once(ray_session: None, photos: Path, tmp_path: Path) -> None:
+def test_error_that_no_retry_mends_ends_the_run_at_once(
+    ray_session: None, server: int, photos: Path, tmp_path: Path
+) -> None:
+    """That of one of two workers, too, for which the other one waits; on S3, where Ray Train keeps notes of its own."""
     mine = tmp_path / "set"
     shutil.copytree(photos, mine)
-    plan = make_plan(ray_config(mine, tmp_path))
+    store = address(server, "hopeless")
+    plan = make_plan(small_config(mine, tmp_path, store__root=store, cluster__workers="2", cluster__start_timeout=600))
     lost = sorted(mine.glob("train/*/*"))[0]
     lost.unlink()
     starts: list[str] = []
+    begun = time.monotonic()
     with pytest.raises(DataError, match=lost.name):
         train_on_ray(plan, lambda event: starts.append(event["kind"]))
     assert starts.count("workers") == 1, "it was tried again"
+    assert time.monotonic() - begun < 120, "the other worker was waited for"
+
+
+@pytest.mark.long
+def test_run_on_s3_equals_the_one_on_disk(
+    ray_session: None, server: int, photos: Path, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    store, killer = address(server, "runs"), Killer(at_step=40)
+    config = ray_config(photos, tmp_path, store__root=store, loop__epochs=EPOCHS)
+    assert train_on_ray(make_plan(config), killer).status == "done" and killer.killed
+    download(address(server, f"runs/{config.store.run}"), tmp_path / config.store.run)
+    assert results(ray_config(photos, tmp_path, loop__epochs=EPOCHS)) == unbroken
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    with s3_server() as port:
+        yield port
 
 
 def test_cluster_without_room_is_an_error_with_a_deadline(ray_session: None, photos: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.commit import is_finished, list_commits, newest, read_commit, write_commit
 from sports_ray.store.fence import is_orphan, read_fences
 from sports_ray.store.lease import Lease, Owner
-from sports_ray.store.storage import Storage, open_storage
+from sports_ray.store.storage import Storage, below, open_storage
 from tests.support import runs
 from tests.support.s3 import CREDENTIALS, FAULTS, FaultyProxy, address, download, s3_server
 from tests.support.shell import _call
@@ -230,7 +230,7 @@ def test_run_on_s3_killed_and_resumed_through_an_outage_equals_the_one_on_disk(
     code, shown = Child(tmp_path, "status", "--store", store).end()
     assert code == 0 and RUN in shown and "done" not in shown, shown
     proxy.choose = outage(2.0)
-    code, shown = Child(tmp_path, "resume", RUN, "--store", store).end()
+    code, shown = Child(tmp_path, "resume", below(store, RUN)).end()
     assert code == 0 and f"s3://bucket/killed/{RUN}" in shown, shown
     assert sum(request.fault is not None for request in proxy.requests) >= 1
     code, shown = Child(tmp_path, "status", RUN, "--store", store).end()

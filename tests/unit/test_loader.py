@@ -26,7 +26,7 @@ from sports_ray.data.decode import decode, open_image
 from sports_ray.data.loader import Batch, stream
 from sports_ray.data.manifest import Manifest
 from sports_ray.data.order import Request, order
-from sports_ray.errors import DataError, TrainingError
+from sports_ray.errors import DataError, ProcessDied
 
 TRAIN, VAL, SEED = 21, 5, 11
 AUGMENT = AugmentConfig(policy="rand-m7-n2", color_jitter=0.3, erasing=0.3, crop_scale=(0.2, 1.0))
@@ -238,14 +238,15 @@ def gone(pids: list[int]) -> bool:
     return not any(map(alive, pids))
 
 
-def test_a_killed_process_is_a_training_error_with_its_signal(manifest: Manifest) -> None:
+def test_a_killed_process_is_an_error_with_its_signal_that_another_try_may_mend(manifest: Manifest) -> None:
     endless = (Request("train", epoch, 0, 4) for epoch in itertools.count())
     with stream(manifest, NO_CACHE, AUGMENT, SPEC, SEED, endless, 2) as coming:
         next(coming)
         os.kill(children(coming)[1], signal.SIGKILL)
-        with pytest.raises(TrainingError, match=r"loader process \d+ died; got signal 9 \(SIGKILL\)"):
+        with pytest.raises(ProcessDied, match=r"loader process \d+ died; got signal 9 \(SIGKILL\)") as caught:
             for _ in range(20):
                 next(coming)
+        assert caught.value.retryable, "Ray's workers begin again where memory ran out"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socketserver
+import threading
 import time
 from datetime import UTC, datetime
 from email.utils import formatdate
@@ -10,6 +12,7 @@ from email.utils import formatdate
 import pytest
 
 from sports_ray.errors import ConfigError
+from sports_ray.orchestrate import spot
 from sports_ray.orchestrate.notices import Notice, aws_action, aws_rebalance, azure_events, gcp_preempted
 from sports_ray.orchestrate.spot import CLOUDS, Metadata, Node, Watcher, choose_node, find_cloud
 from tests.support.metadata import (
@@ -137,6 +140,63 @@ def test_a_metadata_address_that_falls_silent_is_told_once_and_asked_again() -> 
         said.broken = False
         assert watcher.step() is None and told == ["silent", "back"]
     assert watcher.step() is None and told == ["silent", "back", "silent"], "nobody listens there any more"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b""]
+)
+def test_an_answer_that_is_no_http_is_told_once_and_the_watch_goes_on(answer: bytes) -> None:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(answer)
+
+    told: list[str] = []
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        watcher = Watcher(CLOUDS["gcp"](Metadata(url), True), "f" * 56, lambda name, *_, **__: told.append(name))
+        assert [watcher.step(), watcher.step()] == [None, None] and told == ["silent"]
+        with pytest.raises(ConfigError, match="no metadata address answers"):
+            find_cloud("auto", url, True)
+        server.shutdown()
+
+
+def test_events_that_cannot_be_read_are_told_and_those_after_them_are_read() -> None:
+    told: list[str] = []
+    with metadata_server("azure") as said:
+        watcher = Watcher(CLOUDS["azure"](Metadata(said.url), True), "f" * 56, lambda name, *_, **__: told.append(name))
+        said.answers[AZURE_EVENTS] = '{"Events": ["Preempt"]}'
+        assert watcher.step() is None and told == ["silent"]
+        said.answers[AZURE_EVENTS] = azure(event("Preempt", NOW))
+        assert watcher.step() == Notice("azure: preempt", NOW) and told == ["silent", "back", "refused"]
+
+
+def test_a_notice_while_ray_is_restarted_is_told_and_drains_the_node_that_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[tuple[str, str]] = []
+    nodes = [Node("old", "host:1"), Node("new", "host:2")]
+    drained: list[str] = []
+
+    def drain(node: Node, notice: Notice) -> float:
+        drained.append(node.id)
+        return notice.deadline(time.time())
+
+    monkeypatch.setattr(spot, "nodes_here", lambda: list(nodes))
+    monkeypatch.setattr(spot, "drain", drain)
+    with metadata_server("gcp") as said:
+        said.answers[GCP_PREEMPTED] = "TRUE"
+        watcher = Watcher(
+            CLOUDS["gcp"](Metadata(said.url), True), "", lambda name, text, **_: told.append((name, text))
+        )
+        assert watcher.step() is not None and watcher.step() is not None and drained == []
+        del nodes[0]
+        assert watcher.step() is not None and watcher.step() is not None
+    assert drained == ["new"] and [name for name, _ in told] == ["refused", "drained"]
+    assert told[0][1].startswith(
+        "! gcp: preempted, and --node-id; got 2 nodes of Ray on this machine; wanted which one"
+    )
 
 
 def test_a_notice_without_a_node_is_told_once_and_kept() -> None:

@@ -20,7 +20,7 @@ from sports_ray.store.commit import newest, write_commit
 from sports_ray.store.lease import Lease
 from sports_ray.store.local import LocalStorage
 from sports_ray.store.run_dir import RunDir, list_runs
-from sports_ray.store.storage import Entry, Storage, open_storage
+from sports_ray.store.storage import Entry, Storage, below, open_storage, parted
 
 
 @pytest.fixture(params=["local", "pyarrow"])
@@ -219,3 +219,18 @@ def test_without_hard_links_an_exclusive_write_still_succeeds_once(tmp_path: Pat
 
 def _refuse(*_: object) -> None:
     raise PermissionError(1, "Operation not permitted")
+
+
+@pytest.mark.parametrize(
+    ("store", "folder"),
+    [
+        ("/data/runs", "/data/runs/a"),
+        ("/data/what?/runs", "/data/what?/runs/a"),
+        ("s3://bucket/runs", "s3://bucket/runs/a"),
+        ("s3://bucket/runs?scheme=http&endpoint_override=h:1", "s3://bucket/runs/a?scheme=http&endpoint_override=h:1"),
+        ("s3://bucket?endpoint_override=http://h:1/", "s3://bucket/a?endpoint_override=http://h:1/"),
+    ],
+)
+def test_options_of_an_address_stay_behind_the_names_of_folders(store: str, folder: str) -> None:
+    assert below(store, "a") == folder and parted(folder) == (store, "a")
+    assert parted("a") == ("", "a")
