@@ -63,20 +63,20 @@ def start_up(place: Path) -> float:
 
 @pytest.mark.parametrize("rooms", [(2.6, 3.2), pytest.param((2.2, 2.4, 2.8, 3.6, 5.0) * 4, marks=pytest.mark.long)])
 def test_no_session_overruns_its_budget_and_the_run_ends_with_the_bytes_of_the_unbroken_run(
-    place: Path, whole: dict[str, bytes], tmp_path: Path, rooms: tuple[float, ...]
+    place: Path, whole: dict[str, bytes], rooms: tuple[float, ...]
 ) -> None:
     """Budgets a little longer than a start and the reserve: the stop falls into any phase."""
-    ready, paused = start_up(place), 0
+    name, ready, paused = f"tight-{len(rooms)}", start_up(place), 0
     for room in rooms:
         budget = ready + room
-        with Running(place, *words(tmp_path.name, "--time-budget", f"{budget:.2f}s")) as run:
+        with Running(place, *words(name, "--time-budget", f"{budget:.2f}s")) as run:
             shown = run.end()
             assert time.monotonic() - run.begun <= budget, f"{time.monotonic() - run.begun:.2f} s of {budget:.2f} s"
             paused += len(run.events("paused"))
         assert shown.code in (0, 75) and not shown.err, shown.err
     assert paused, "no session was cut: the test shows nothing"
-    assert sports_ray(place, *words(tmp_path.name)).code == 0
-    assert files(place / "runs" / tmp_path.name) == whole
+    assert sports_ray(place, *words(name)).code == 0
+    assert files(place / "runs" / name) == whole
 
 
 def test_budget_ends_the_command_also_where_nothing_looks_at_the_clock(place: Path, tmp_path: Path) -> None:

@@ -83,10 +83,11 @@ def many(tries: int, sample: int, seed: int) -> list[object]:
 
 @pytest.mark.parametrize(("number", "share", "sent"), many(TRIES, 3, 11))
 def test_stop_at_a_random_moment_loses_no_step_and_the_run_ends_as_if_there_had_been_none(
-    place: Path, whole: tuple[dict[str, bytes], float], tmp_path: Path, number: int, share: float, sent: signal.Signals
+    place: Path, whole: tuple[dict[str, bytes], float], number: int, share: float, sent: signal.Signals
 ) -> None:
     unbroken, life = whole
-    name = tmp_path.name
+    name = f"stopped-at-{share:.9f}"
+    assert not (place / "runs" / name).exists()
     with Running(place, *words(name)) as run:
         assert run.wait_until(run.listens)
         time.sleep(share * life)
@@ -104,10 +105,10 @@ def test_stop_at_a_random_moment_loses_no_step_and_the_run_ends_as_if_there_had_
 
 @pytest.mark.parametrize(("number", "share", "sent"), many(STARTS, 2, 5))
 def test_stop_while_python_still_imports_is_a_pause_with_the_command_that_works(
-    place: Path, tmp_path: Path, number: int, share: float, sent: signal.Signals
+    place: Path, number: int, share: float, sent: signal.Signals
 ) -> None:
     """A new interpreter needs seconds for torch and timm: of these, the first one and a half."""
-    name = tmp_path.name
+    name = f"importing-{share:.9f}"
     with Started(place, *words(name)) as run:
         # Torch is looked for first: what is found between the two looks proves nothing.
         while not (late := "libtorch" in Path(f"/proc/{run.pid}/maps").read_text()) and not run.listens():
