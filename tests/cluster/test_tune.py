@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,12 @@ def sessions(folder: SweepDir) -> dict[str, int]:
     return {name: sum(event["kind"] == "start" for event in events) for name, events in starts.items()}
 
 
+def backbones_under_way(events: list[dict[str, Any]]) -> set[str]:
+    """Those of which a step was done before any trial had ended."""
+    before = takewhile(lambda event: event["event"] != "end", events)
+    return {event["trial"].rpartition("-")[0] for event in before if event["event"] == "step"}
+
+
 @pytest.mark.parametrize("labels", ["one", pytest.param("several", marks=pytest.mark.long)])
 def test_sweep_whose_driver_was_killed_has_the_leaderboard_of_trials_trained_alone(
     ray_session: None, photos: Path, tmp_path: Path, labels: str
@@ -108,6 +115,7 @@ def test_sweep_whose_driver_was_killed_has_the_leaderboard_of_trials_trained_alo
     with Running(tmp_path, *words(photos), environment=joined) as driver:
         assert driver.wait_until(lambda: driver.events("end")), driver.end()
         assert driver.send(signal.SIGKILL) and driver.end().code == -signal.SIGKILL
+        assert backbones_under_way(driver.events()) == set(MODELS), "one after the other"
     ended = {line["trial"] for line in folder.decisions() if line["kind"] == "end"}
     begun = sessions(folder)
     assert 0 < len(ended) < 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from sports_ray.orchestrate import local, trial
 from sports_ray.orchestrate.trial import NodeLeavesError, TrialProcess, Work
 from sports_ray.stops import Stops
 from sports_ray.store.lease import Owner
+from sports_ray.sweep.folder import SweepDir
+from tests.support.sweeps import made_up
 
 LIMIT = 30.0
 
@@ -120,3 +123,24 @@ def test_stop_while_the_run_is_in_anothers_hands_is_a_pause(monkeypatch: pytest.
     work.stop("SIGTERM")
     (end,) = work.told()["told"]
     assert (end["status"], end["reason"]) == ("paused", "SIGTERM")
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    gpus: int
+
+
+@pytest.mark.parametrize(
+    ("workers", "bundle", "gpus"),
+    [(1, {"CPU": 1.0, "GPU": 0.5}, 1), (4, {"CPU": 1.0, "GPU": 1.0}, 4), (1, {"CPU": 1.0}, 0), (4, {"CPU": 1.0}, 0)],
+)
+def test_trial_trains_on_the_gpus_it_was_given_whatever_its_own_machine_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int, bundle: dict[str, float], gpus: int
+) -> None:
+    """The process of a trial of several workers may lie on a head without GPUs."""
+    monkeypatch.setattr(SweepDir, "read_spec", lambda folder: made_up())
+    monkeypatch.setattr(trial, "_manifest", lambda uri, fingerprint: None)
+    monkeypatch.setattr(trial, "make_plan", lambda config, manifest: Planned(gpus=2 if gpus == 0 else 0))
+    asked = {"sweep": str(tmp_path), "trial": "test_vit-001", "params": "{}", "deadline": 0.0}
+    plan: Any = trial.plan_trial({**asked, "workers": workers, "bundle": bundle})
+    assert plan.gpus == gpus
