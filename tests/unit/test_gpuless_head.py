@@ -11,6 +11,7 @@ import ray
 from sports_ray.config import ClusterConfig
 from sports_ray.errors import ConfigError
 from sports_ray.orchestrate import plan_sweep, tune
+from sports_ray.orchestrate.plan import parse_workers
 from sports_ray.orchestrate.plan_sweep import Asked
 from sports_ray.orchestrate.predict import _pool, computer
 from sports_ray.predict.plan import plan_evaluation
@@ -35,6 +36,16 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
         monkeypatch.setattr(module, "joins", lambda address: True, raising=False)
     monkeypatch.setattr(plan_sweep, "gpu_count", lambda: 0)
     return there
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus", "workers"),
+    [("auto", 0, (1, 1)), ("auto", 4, (4, 4)), ("0", 4, (0, 0)), ("3", 0, (3, 3)), ("1:4", 2, (1, 4))],
+)
+def test_training_takes_a_worker_for_each_gpu_and_one_where_there_is_none(
+    text: str, gpus: int, workers: tuple[int, int]
+) -> None:
+    assert parse_workers(text, gpus) == workers
 
 
 @pytest.mark.parametrize(
