@@ -284,7 +284,8 @@ class Tuning:
             self.conductor.ended(name, "failed", text)
             return {"kind": "end", "status": "failed", "reason": text}
         logger.warning("trial broke off: name=%s reason=%s", name, reason)
-        self.conductor.interrupted(name)
+        if not self.conductor.interrupted(name):
+            return {"kind": "end", "status": "paused", "reason": HALVED}
         return {"kind": "restart", "reason": reason}
 
     def broke_off(self, name: str, reason: str) -> None:

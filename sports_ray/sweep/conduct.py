@@ -67,12 +67,17 @@ class Conductor:
             if name in self._ends or name not in self._params:
                 continue
             history = self.folder.history(name)
-            if not history:
-                continue
-            if self.folder.finished_epochs(name) >= self._epochs(trial):
+            if history and self.folder.finished_epochs(name) >= self._epochs(trial):
                 self.ended(name, "done")
-            elif any(self.evaluated(name, line) for line in history):
-                self.ended(name, "stopped", HALVED)
+            else:
+                self._halved(name)
+
+    def _halved(self, name: str) -> bool:
+        """Whether the trial's run has passed a rung at which it had to stop; then it has ended."""
+        halved = any(self.evaluated(name, line) for line in self.folder.history(name))
+        if halved:
+            self.ended(name, "stopped", HALVED)
+        return halved
 
     def _epochs(self, trial: Trial) -> int:
         return int(self._params[trial.name].get("loop.epochs", trial.backbone.config.loop.epochs))
@@ -140,9 +145,11 @@ class Conductor:
         self.running.discard(name)
         self.publish()
 
-    def interrupted(self, name: str) -> None:
-        """A trial has left before its end; it waits to be started again."""
+    def interrupted(self, name: str) -> bool:
+        """A trial has left before its end. Whether it waits to be started again: one that left in the very moment in which a
+        rung told it to stop has ended."""
         self.running.discard(name)
+        return not self._halved(name)
 
     @property
     def finished(self) -> bool:

@@ -15,7 +15,7 @@ from sports_ray.orchestrate.tune import Tuning
 from sports_ray.sweep.conduct import HALVED, Conductor
 from tests.support.killed import in_memory
 from tests.support.sweeps import HALVED as RUNGS
-from tests.support.sweeps import line, made_up, sweep_dir
+from tests.support.sweeps import leave, line, made_up, sweep_dir
 
 LIMIT = 3
 """Crashes in a row without progress, as cluster.max_failures has it by default."""
@@ -130,3 +130,26 @@ def test_trial_whose_node_goes_away_goes_on_elsewhere_however_often(place: Path)
         trial = sweep.begin_again(trial.config["trial"])
     sweep.breaks_off(trial)
     assert sweep.tuning._retries[trial.config["trial"]].crashes == 1, "of a new process nothing is excused"
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_trial_that_leaves_at_the_rung_that_stops_it_comes_again_only_to_reach_the_rung(
+    place: Path, committed: bool
+) -> None:
+    sweep = Sweep(place, halving=RUNGS)
+    good, _, bad = sweep.begin(), sweep.begin(), sweep.begin()
+    name = bad.config["trial"]
+    sweep.tells(good, {"kind": "evaluated", **line(1, 0.5)})
+    if committed:
+        leave(sweep.tuning.conductor.folder, name, [line(1, 0.4)])
+    assert sweep.tells(bad, {"kind": "preempted"}, {"kind": "evaluated", **line(1, 0.4)}) == [HALVED]
+    sweep.breaks_off(bad)
+    if committed:
+        assert [event["reason"] for event in sweep.events("end")] == [HALVED]
+        assert sweep.tuning.conductor.told(bad.config["trial"].rpartition("-")[0])[0].stopped_at == 1
+    else:
+        assert [event["trial"] for event in sweep.events("restart")] == [name]
+        again = sweep.begin_again(name)
+        assert sweep.tells(again, {"kind": "evaluated", **line(1, 0.4)}) == [HALVED], (
+            "the same question, the same answer"
+        )
