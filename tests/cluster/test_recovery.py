@@ -15,8 +15,11 @@ import ray
 
 from sports_ray.config import TrainConfig
 from sports_ray.errors import DataError, TrainingError
+from sports_ray.orchestrate import worker
 from sports_ray.orchestrate.plan import make_plan
 from sports_ray.orchestrate.train import train_on_ray
+from sports_ray.stops import DRIVER_GONE
+from sports_ray.store.lease import Owner
 from tests.support.driver import Driver
 from tests.support.nodes import named_below
 from tests.support.runs import results, small_config, train_in_child
@@ -186,3 +189,59 @@ def test_controller_killed_in_a_cluster_that_lives_on_is_replaced(
     assert train_on_ray(make_plan(config), kill_once).status == "done"
     assert kinds.count("restart") == 1
     assert results(config) == unbroken
+
+
+@ray.remote(num_cpus=0)
+class Deaf:
+    """A driver's end of the line, which cannot take the first calls."""
+
+    def __init__(self, calls: float) -> None:
+        self._calls, self._heard = calls, list[int]()
+
+    def push(self, events: list[dict[str, Any]]) -> str:
+        self._calls -= 1
+        if self._calls >= 0:
+            raise OSError("not now")
+        self._heard += [event["step"] for event in events]
+        return ""
+
+    def heard(self) -> list[int]:
+        return self._heard
+
+
+def stops(link: worker.RayLink) -> str:
+    """Why the worker has to stop, as soon as it knows."""
+    end = time.monotonic() + 60
+    while not link.should_stop() and time.monotonic() < end:
+        time.sleep(0.02)
+    return link.should_stop()
+
+
+def test_worker_goes_on_while_its_driver_cannot_be_told_and_tells_all_of_it_later(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
+    driver = Deaf.remote(calls=5)
+    with worker.RayLink(driver, Owner.current(), 0, 0.0) as link:
+        told, end = 0, time.monotonic() + 60
+        while not ray.get(driver.heard.remote()) and time.monotonic() < end:
+            link.progress({"kind": "step", "step": told})
+            told += 1
+        assert not link.should_stop()
+    assert ray.get(driver.heard.remote()) == list(range(told)) and told > 5
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_worker_whose_driver_says_nothing_for_long_or_is_dead_stops(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
+    driver = Deaf.remote(calls=0 if killed else float("inf"))
+    if not killed:
+        monkeypatch.setattr(worker, "LOST_SECONDS", 0.5)
+    with worker.RayLink(driver, Owner.current(), 0, 0.0) as link:
+        time.sleep(0.2)
+        assert not link.should_stop()
+        if killed:
+            ray.kill(driver)
+        assert stops(link) == DRIVER_GONE
