@@ -27,6 +27,7 @@ from sports_ray.engine.memory import give_back, keep_freed_memory
 from sports_ray.model.build import create, image_spec, parameter_count, pretrained_cfg, resolve_name
 from sports_ray.model.depthwise import speed_up
 from sports_ray.model.optim import create_optimizer
+from sports_ray.model.shapes import shapes_only
 
 WARM_UP = 2
 LEAST_STEPS = 3
@@ -87,7 +88,7 @@ class Architecture:
 def describe(typed: str) -> Architecture:
     """All but the speed; `typed`: a timm name or alias. WeightsError for an unknown one."""
     name = resolve_name(typed)
-    with torch.device("meta"):
+    with shapes_only():
         parameters = parameter_count(timm.create_model(name))
     top1, source = published_top1(name)
     return Architecture(

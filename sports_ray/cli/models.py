@@ -95,16 +95,16 @@ def _facts(names: dict[str, str]) -> Iterator[dict[str, Any]]:
     import dataclasses
 
     import timm
-    import torch
 
     from sports_ray.model.build import image_spec, parameter_count, pretrained_cfg
+    from sports_ray.model.shapes import shapes_only
 
     counts: dict[tuple[str, int], int] = {}
     for typed, name in names.items():
         cfg = pretrained_cfg(name)
         key = (name.partition(".")[0], cfg.num_classes)
         if key not in counts:
-            with torch.device("meta"):
+            with shapes_only():
                 counts[key] = parameter_count(timm.create_model(name))
         yield {
             "name": name,

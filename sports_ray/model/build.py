@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from sports_ray.config import ImageSpec, ModelConfig
 from sports_ray.errors import ConfigError, WeightsError
 from sports_ray.model.head import LINEAR, replace_head
+from sports_ray.model.shapes import shapes_only
 
 ALIASES = {
     "convnext_large": "convnext_large.fb_in22k_ft_in1k",
@@ -144,8 +145,10 @@ def _check_size(name: str, size: int) -> None:
 def _refusal(name: str, size: int) -> str:
     """Why a model cannot take square images of this size, found by running it without data; empty: it can."""
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-            timm.create_model(name, **_size_arguments(name, size)).eval()(torch.empty(1, 3, size, size))
+        with shapes_only():
+            model = timm.create_model(name, **_size_arguments(name, size)).eval()
+        with torch.no_grad():
+            model(torch.empty(1, 3, size, size, device="meta"))
     except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
         return (str(error).splitlines() or [type(error).__name__])[0]
     return ""

@@ -49,11 +49,10 @@ def model_facts(config: TrainConfig, classes: int) -> ModelFacts:
     Raises ConfigError for an image size that it cannot take, a head or phases that it has no place for."""
 
     def find_out() -> list[int]:
-        import torch
-
         from sports_ray.model.build import create, image_spec, parameter_count, trainable
+        from sports_ray.model.shapes import shapes_only
 
-        with torch.device("meta"):
+        with shapes_only():
             model = create(config.model, classes, config.data.image_size)
         for phase in config.loop.phases:
             trainable(model, phase.train)

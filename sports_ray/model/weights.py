@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.models import _builder
 from torch import Tensor, nn
 
 from sports_ray.errors import WeightsError
 from sports_ray.model.build import ALIASES, head_parameters, head_tensors, resolve_name
+from sports_ray.model.shapes import shapes_only
 from sports_ray.model.source import fetch_pretrained, file_sha256, read_sidecar, read_tensors
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def checkpoint_filter(name: str) -> Callable[[dict[str, Tensor], nn.Module], Map
         original = _builder.load_pretrained
         _builder.load_pretrained = catch  # type: ignore[assignment]
         try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            with shapes_only():
                 timm.create_model(name, pretrained=True)
         finally:
             _builder.load_pretrained = original
@@ -212,7 +212,7 @@ def _fitting_model(tensors: Mapping[str, Tensor], name: str) -> str:
     for candidate in _candidates(name):
         if time.monotonic() > end:
             break
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with shapes_only():
             other = timm.create_model(candidate)
         own = other.state_dict()
         if (

@@ -131,12 +131,11 @@ def _checked(config: TrainConfig) -> tuple[TrainConfig, tuple[int, int], int]:
 def _check_coverage(config: TrainConfig, manifest: Manifest) -> None:
     """Weights that do not fit, or cannot be had, are told before any worker starts: on the meta device loading only
     compares."""
-    import torch
-
     from sports_ray.model.build import create
+    from sports_ray.model.shapes import shapes_only
     from sports_ray.model.weights import load_weights
 
-    with torch.device("meta"):
+    with shapes_only():
         model = create(config.model, len(manifest.classes), config.data.image_size)
     load_weights(model, config.model.weights, config.model.name, manifest.classes)
 

@@ -82,10 +82,10 @@ def cut(view: View, images: Tensor) -> Tensor:
 
 def check_views(views: Sequence[View], member: Member) -> None:
     """ConfigError if the model cannot take the size of a view."""
-    import torch
 
     from sports_ray.config import ModelConfig
     from sports_ray.model.build import create, pretrained_cfg
+    from sports_ray.model.shapes import shapes_only
 
     own = member.spec.eval_size
     for size in sorted({view.size for view in views} - {own}):
@@ -96,7 +96,7 @@ def check_views(views: Sequence[View], member: Member) -> None:
                 want=f"{own} px, which {member.model} is built for",
                 cure="--tta hflip, 5crop or 10crop",
             )
-        with torch.device("meta"):
+        with shapes_only():
             create(ModelConfig(name=member.model), len(member.classes), size)
 
 

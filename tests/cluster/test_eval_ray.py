@@ -27,7 +27,7 @@ from tests.support.shell import sports_ray
 
 COUNT = 4 * 256 + 50
 ACTOR = "ray::MapWorker"
-MANY, VIEWS = 7, 10
+MANY, VIEWS = 4, 10
 """Blocks and views of the short test: enough for deaths on the way."""
 
 

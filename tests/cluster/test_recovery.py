@@ -25,7 +25,7 @@ from tests.support.nodes import named_below
 from tests.support.runs import results, small_config, train_in_child
 from tests.support.s3 import address, download, s3_server
 
-EPOCHS = 24  # 96 steps: long enough to be killed in the middle, twice
+EPOCHS = 18  # 72 steps: long enough to be killed in the middle, twice
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +148,10 @@ def server() -> Iterator[int]:
 
 
 def test_cluster_without_room_is_an_error_with_a_deadline(ray_session: None, photos: Path, tmp_path: Path) -> None:
-    plan = make_plan(small_config(photos, tmp_path, cluster__workers="3", cluster__start_timeout=4))
+    plan = make_plan(small_config(photos, tmp_path, cluster__workers="3", cluster__start_timeout=7))
     with pytest.raises(TrainingError) as caught:
         train_on_ray(plan, lambda event: None)
-    assert "no worker started within cluster.start_timeout = 4 s; got a cluster with 2 CPU, free 2 CPU" in str(
+    assert "no worker started within cluster.start_timeout = 7 s; got a cluster with 2 CPU, free 2 CPU" in str(
         caught.value
     )
     assert "wanted 3 workers with 1 CPU each; cure: fewer --workers, more nodes" in str(caught.value)

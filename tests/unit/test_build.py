@@ -20,6 +20,7 @@ from sports_ray.model.build import (
     set_train_mode,
     trainable,
 )
+from sports_ray.model.shapes import shapes_only
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ from sports_ray.model.build import (
 def test_alias_builds_on_meta_with_102_classes_and_timms_preprocessing(
     alias: str, train: int, test: int, parameters: int
 ) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = create(ModelConfig(name=alias, drop_path=0.2), 102)
     assert model.get_classifier().out_features == 102  # type: ignore[operator]
     assert parameter_count(model) == parameters
@@ -86,7 +87,7 @@ def test_model_is_built_for_the_asked_size(name: str, size: int) -> None:
 
 
 def test_swinv2_is_built_for_the_asked_size() -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = create(ModelConfig(name="swinv2_tiny_window16_256"), 5, 192)
         assert model(torch.empty(1, 3, 192, 192)).shape == (1, 5)
 
@@ -115,7 +116,7 @@ def test_same_seed_gives_the_same_start_whether_or_not_a_size_is_checked() -> No
 
 def test_drop_rates_are_those_of_the_config_not_timms_defaults() -> None:
     """timm's Swin drops paths at 0.1 unless told not to."""
-    with torch.device("meta"):
+    with shapes_only():
         still = create(ModelConfig(name="swin_tiny_patch4_window7_224"), 5)
         dropping = create(ModelConfig(name="swin_tiny_patch4_window7_224", drop=0.4, drop_path=0.3), 5)
     rates = [float(module.drop_prob) for module in dropping.modules() if isinstance(module, DropPath)]
@@ -125,7 +126,7 @@ def test_drop_rates_are_those_of_the_config_not_timms_defaults() -> None:
 
 
 def test_model_without_drop_path_is_built_but_refuses_one() -> None:
-    with torch.device("meta"):
+    with shapes_only():
         assert create(ModelConfig(name="inception_v3"), 5).get_classifier().out_features == 5  # type: ignore[operator]
         with pytest.raises(ConfigError, match="drop_path"):
             create(ModelConfig(name="inception_v3", drop_path=0.1), 5)
@@ -140,7 +141,7 @@ def test_model_without_drop_path_is_built_but_refuses_one() -> None:
     ],
 )
 def test_head_is_the_classifier_alone(name: str, head: set[str]) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         assert head_parameters(create(ModelConfig(name=name), 5)) == head
 
 
@@ -184,3 +185,20 @@ def test_pattern_that_matches_nothing_is_an_error_with_examples() -> None:
     with pytest.raises(ConfigError, match=r"got 'layer9\*'.*fc\.weight"):
         trainable(model, "layer9*")
     assert trainable(model, "layer4*")[0].startswith("layer4.")
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", "convnext_atto", "swinv2_cr_tiny_ns_224", "efficientnet_b0"]
+)
+def test_shapes_are_those_of_the_model_and_cost_no_random_number(name: str) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with shapes_only():
+        shapes = create(ModelConfig(name=name), 5)
+    assert torch.equal(torch.get_rng_state(), before)
+    whole = create(ModelConfig(name=name), 5)
+    assert all(value.is_meta for value in shapes.state_dict().values())
+    assert {key: (value.shape, value.dtype) for key, value in shapes.state_dict().items()} == {
+        key: (value.shape, value.dtype) for key, value in whole.state_dict().items()
+    }
+    assert {key for key, _ in shapes.named_parameters()} == {key for key, _ in whole.named_parameters()}

@@ -17,6 +17,7 @@ from sports_ray.model.ema import Ema
 from sports_ray.model.head import check_head
 from sports_ray.model.lone import lone_image
 from sports_ray.model.optim import parameter_groups
+from sports_ray.model.shapes import shapes_only
 from sports_ray.model.weights import load_weights
 
 VLG = "512-relu-dropout0.5-linear"
@@ -61,7 +62,7 @@ def head_of(model: nn.Module) -> Any:
     ],
 )
 def test_head_is_made_of_these_layers_behind_the_pooled_features(name: str, head: str, layers: list[str]) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = create(ModelConfig(name=name, head=head), 50)
         found = [str(layer) for layer in head_of(model)]
         assert len(found) == len(layers)
@@ -83,7 +84,7 @@ def test_a_head_of_several_layers_leaves_the_backbone_as_it_starts_without_one(n
     "name", ["resnet50", "convnext_tiny", "vit_base_patch16_224", "swin_tiny_patch4_window7_224", "regnety_004"]
 )
 def test_layer_decay_leaves_the_whole_head_at_the_full_rate(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = create(ModelConfig(name=name, head=PIXELPLAY), 5)
     scales = {id(p): group["lr_scale"] for group in parameter_groups(model, OptimConfig(layer_decay=0.5))
               for p in group["params"]}  # fmt: skip
@@ -164,7 +165,7 @@ def test_text_that_is_no_head_is_refused_with_an_example(text: str) -> None:
 
 
 def test_model_without_one_linear_classifier_keeps_its_own() -> None:
-    with torch.device("meta"):
+    with shapes_only():
         for name in ("deit_tiny_distilled_patch16_224", "dpn48b"):
             create(ModelConfig(name=name), 5)
             with pytest.raises(ConfigError, match="whose classifier is no single linear layer; wanted linear; cure"):

@@ -24,6 +24,7 @@ from sports_ray.model.optim import (
     parameter_groups,
     set_learning_rate,
 )
+from sports_ray.model.shapes import shapes_only
 
 OPTIMISERS = ["adamw", "adam", "sgd"]
 
@@ -54,7 +55,7 @@ def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
     "name", ["test_vit", "test_convnext", "test_resnet", "test_efficientnet", "convnext_large", "swinv2_large"]
 )
 def test_layer_decay_gives_each_parameter_timms_scale_and_weight_decay(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = create(ModelConfig(name=name), 5)
     optim = OptimConfig(layer_decay=0.8, weight_decay=0.05)
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
