@@ -55,6 +55,7 @@ def test_another_state_of_the_code_asks_anew(tmp_path: Path) -> None:
     assert "43.21 M" not in before[1] and "43.21 M" in after[1]
 
 
+@pytest.mark.long
 def test_what_was_refused_is_refused_again(tmp_path: Path) -> None:
     draw_demo(tmp_path / "set", classes=2, per_class=6, size=40)
     words = ("train", "--data", "set", "--model", "test_vit", "--weights", "none", "--set", "data.image_size=61")
