@@ -37,6 +37,8 @@ CUT = (OSError, RuntimeError, TimeoutError, aiohttp.ClientError)
 """What a lost connection, or a cluster that is just going away, may raise; requests' errors are OSErrors."""
 _UNKNOWN = "Request failed with status code 404:"
 """How Ray's client begins when the cluster knows no such job."""
+_AWAY = tuple(f"Request failed with status code {code}:" for code in (502, 503, 504))
+"""When what stands before the cluster answers in its place: it is being started, or not reached."""
 _LOGGERS = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
@@ -143,6 +145,8 @@ class Jobs:
                         number += 1
                     elif "No available agent" in str(error) and time.monotonic() < end:
                         time.sleep(AGENT_POLL_SECONDS)
+                    elif str(error).startswith(_AWAY):
+                        raise
                     else:
                         raise TrainingError("the cluster did not take the job", got=first_line(error)) from error
                 else:

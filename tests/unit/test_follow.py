@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any, cast
 
 import pytest
@@ -186,6 +187,25 @@ def test_job_gets_time_for_its_last_commit_unless_it_is_told_otherwise(given: di
     jobs.submit(WORDS, "python", {"HF_HUB_OFFLINE": "1", **given}, {"mine.toml": ""})
     assert jobs.sent["runtime_env"]["env_vars"] == {"HF_HUB_OFFLINE": "1", "RAY_JOB_STOP_WAIT_TIME_S": seconds}
     assert jobs.sent["entrypoint"] == "python -m sports_ray " + " ".join(WORDS)
+
+
+@pytest.mark.parametrize(("code", "tried"), [(502, 3), (503, 3), (504, 3), (500, 1)])
+def test_gateway_that_answers_for_a_cluster_that_is_away_is_asked_again_and_a_refusal_is_not(
+    code: int, tried: int
+) -> None:
+    class Behind(Sending):
+        asked = 0
+
+        def _ask(self, what: str, *words: Any, **named: Any) -> None:
+            self.asked += 1
+            if self.asked < 3:
+                raise RuntimeError(f"Request failed with status code {code}: <html>no such pool</html>.")
+            super()._ask(what, *words, **named)
+
+    jobs, told = Behind(), list[str]()
+    with suppress(TrainingError) if code == 500 else nullcontext():
+        follow.patiently(lambda: jobs.submit(WORDS, "python", {}, {}), follow.Patience("train-1", told.append))
+    assert jobs.asked == tried and bool(jobs.sent) == (code != 500)
 
 
 def test_edited_recipe_is_another_job_and_the_same_one_is_followed() -> None:
