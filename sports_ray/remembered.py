@@ -18,7 +18,9 @@ def home() -> Path:
 
 def place_of(kind: str, key: str, folder: Path | None = None) -> Path:
     """The file for what is known of `key`, in `folder` or at home."""
-    return (folder or home()) / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+    # A path may hold bytes that are no UTF-8.
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+    return (folder or home()) / f"{kind}-{digest[:24]}"
 
 
 def recall(place: Path) -> memoryview | None:

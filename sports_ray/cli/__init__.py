@@ -8,11 +8,16 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import select
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import click
 
 from sports_ray import __version__
+from sports_ray.cli.show import Out
 from sports_ray.errors import SportsRayError, UserError
 
 COMMANDS = {
@@ -42,8 +47,42 @@ COMMANDS = {
 }
 
 
+READER_LEFT = 141
+"""Exit code where nobody reads what a command prints (`sports-ray models | head`): 128 + SIGPIPE, what the shell says of
+`cat` there, and what scripts with `set -o pipefail` know."""
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """A broken pipe ends the command without a word if it is a stream's, and like any other failure if it is not: click
+    would end with exit code 1 and hide both."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        if _reader_has_left():
+            raise click.exceptions.Exit(READER_LEFT) from error
+        raise ConnectionError(f"a pipe between processes broke: {error}") from error
+
+
+def _reader_has_left() -> bool:
+    """Whether stdout or stderr is a pipe that nobody reads."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # none there, closed, or without a descriptor
+            poll.register(stream.fileno(), 0)  # that the other end is gone is told unasked
+    return bool(poll.poll(0))
+
+
 class LazyGroup(click.Group):
     """Imports a command's module only when the command is called."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _reader_may_leave():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _reader_may_leave():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -104,8 +143,9 @@ def main() -> None:
         report_error(usage_error(error))
         code = 2
     except (KeyboardInterrupt, click.Abort):
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         code = 130
+    _finish_streams()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -119,5 +159,16 @@ def usage_error(error: click.ClickException) -> UserError:
 def report_error(error: SportsRayError) -> None:
     if "--json" in sys.argv:
         parts = {"what": error.what, "got": str(error.got), "wanted": error.want, "cure": error.cure}
-        print(json.dumps({"event": "error", "kind": type(error).__name__, "exit_code": error.exit_code, **parts}))
-    print(f"error: {error}", file=sys.stderr)
+        event = {"event": "error", "kind": type(error).__name__, "exit_code": error.exit_code, **parts}
+        Out(sys.stdout).line(json.dumps(event))
+    _tell(f"error: {error}")
+
+
+def _tell(line: str) -> None:
+    Out(sys.stderr).line(line)
+
+
+def _finish_streams() -> None:
+    """Writes what is left to be written: at its own end Python would complain of a reader that has left, and exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        Out(stream).flush()

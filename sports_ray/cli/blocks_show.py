@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sports_ray.cli.show import PLAIN_SECONDS, Show, can_be_drawn_over, duration
+from sports_ray.cli.show import PLAIN_SECONDS, Out, Show, can_be_drawn_over, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -19,7 +19,7 @@ class BlocksShow:
     def __init__(self, show: Show, as_json: bool) -> None:
         self._show, self._as_json = show, as_json
         self._live = not as_json and can_be_drawn_over(sys.stdout)
-        self._out = sys.stdout  # taken now: while Ray is up, sys.stdout leads to a log
+        self._out = Out(sys.stdout)  # taken now: while Ray is up, sys.stdout leads to a log
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._to_do: dict[str, int] = {}
@@ -66,18 +66,17 @@ class BlocksShow:
         elif now - self._last >= PLAIN_SECONDS:
             self._last = now
             words = [f"{name}: {done:,} of {total:,} images", f"{100 * done / max(1, total):.0f} %", *words]
-            print(" · ".join(words), file=self._out, flush=True)
+            self._out.line(" · ".join(words))
         if done >= total:
             self.close()
 
     def _update(self, name: str, done: int, total: int, words: str) -> None:
         if self._bar is None:
-            from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn())
             text = TextColumn("{task.fields[text]}")
-            self._bar = Progress(*columns, text, console=Console(highlight=False, file=self._out), transient=True)
+            self._bar = Progress(*columns, text, console=self._out.console(), transient=True)
             self._task = self._bar.add_task(name, total=total, text="")
             self._bar.start()
         assert self._task is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import click
 
 from sports_ray.cli.evaluation_page import drop_page, show_page
 from sports_ray.cli.score_show import refuse_bad, show_bad, show_scores
-from sports_ray.cli.show import Show, choose_show
+from sports_ray.cli.show import Show, choose_show, own_words
 from sports_ray.errors import ConfigError
 from sports_ray.stops import Stops
 
@@ -223,9 +222,11 @@ def predict(
         from sports_ray.orchestrate.cluster import prepare_environment
 
         prepare_environment()
+        from sports_ray.predict.columns import output_errors
         from sports_ray.predict.evaluate import predict as predict_all
 
         table, errors = predict_all(plan, command.computer(workers, plan), command.progress, batch=batch or 0)
+        errors = output_errors(table, errors, plan.multilabel)
         if plan.multilabel:
             cuts = chosen_thresholds(plan)
             text = label_lists(plan.names, table, errors, plan.classes, cuts, names, fill)
@@ -250,7 +251,7 @@ class _Command:
         from sports_ray.cli.blocks_show import BlocksShow
 
         self.stops = Stops().install()
-        self.words = ["sports-ray", *sys.argv[1:]]
+        self.words = own_words()
         self.show: Show = choose_show(as_json)
         self.blocks = BlocksShow(self.show, as_json)
         self.stops.leave_with(self._leave)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sports_ray.cli.show import own_words
 from sports_ray.cli.train import Command, chosen_config, execute, scan_progress, train
 from sports_ray.cli.train_show import show_pause, show_plan
 
@@ -70,7 +70,7 @@ class _FoldsCommand(Command):
     """Goes on with all folds, and not with one of the runs."""
 
     def go_on(self, plan: Plan) -> str:
-        return shlex.join(["sports-ray", *sys.argv[1:]])
+        return shlex.join(own_words())
 
 
 def cross_validate(
@@ -143,14 +143,15 @@ def score_folds(runs: FoldRuns, kind: str, command: _FoldsCommand) -> Mapping[st
         log = None if "://" in runs.store else Path(runs.store) / "predictions" / "ray.log"
         here = runs.config.cluster.workers == "0"
         compute = computer("0" if here else "auto", log=log, ready=command.stops.install)
-        words = ["sports-ray", *sys.argv[1:]]
-        scores = predict_out_of_fold(plans, storage, runs.store, compute, blocks.event, words)
+        scores = predict_out_of_fold(plans, storage, runs.store, compute, blocks.event, own_words())
         blocks.close()
     _show_scores(runs, kind, scores, storage.uri, command)
     return scores
 
 
 def _show_scores(runs: FoldRuns, kind: str, scores: Mapping[str, Any], where: str, command: _FoldsCommand) -> None:
+    from sports_ray.store.storage import without_keys
+
     pooled, spread = scores["candidates"][0], scores["spread"]
     lines = [f"{'fold':<7} {'images':>7} {'acc1':>7} {'95 %':<16} {'NLL':>7}"]
     for name, entry in [*((str(one["fold"]), one) for one in scores["folds"]), ("all", pooled)]:
@@ -167,5 +168,5 @@ def _show_scores(runs: FoldRuns, kind: str, scores: Mapping[str, Any], where: st
     suffix = "@last" if kind == "last" else ""
     members = " ".join(f"--run {shlex.quote(run + suffix)}" for run in runs.runs)
     store = "" if runs.config.store.root == "runs" else f" --store {shlex.quote(runs.config.store.root)}"
-    text = f"sports-ray eval-ensemble {members}{store}"
+    text = without_keys(f"sports-ray eval-ensemble {members}{store}")
     command.show.fact("next", text, commands=[text])

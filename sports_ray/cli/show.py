@@ -7,14 +7,63 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from sports_ray.score.main_score import NAMES, score_name, score_of
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 PLAIN_SECONDS = 10.0
+
+
+class Out:
+    """A stream for people, which may break at any time: a reader that leaves, a full disk, a terminal that is closed.
+
+    No work ends for that. After the first failure nothing more is written."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """`stream`: None where the command was started without it (`>&-`)."""
+        self._stream: Any = stream
+        self._broken = stream is None
+
+    def line(self, text: str) -> None:
+        self.write(f"{text}\n")
+        self.flush()
+
+    def write(self, text: str) -> int:
+        try:
+            if not self._broken:
+                self._stream.write(text)
+        except OSError:
+            self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            if not self._broken:
+                self._stream.flush()
+        except OSError:
+            self._give_up()
+
+    def console(self) -> Console:
+        """A console of rich's, which writes through this."""
+        from rich.console import Console
+
+        return Console(highlight=False, file=cast("TextIO", self))
+
+    def _give_up(self) -> None:
+        """What the stream still holds goes nowhere: Python flushes it at its end, and a failure would change the exit code."""
+        self._broken = True
+        with suppress(OSError):  # a stream without a descriptor
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Show(Protocol):
@@ -33,17 +82,24 @@ def choose_show(as_json: bool) -> Show:
     return LiveShow() if can_be_drawn_over(sys.stdout) else PlainShow()
 
 
-def can_be_drawn_over(stream: TextIO) -> bool:
+def own_words() -> list[str]:
+    """The words of this command, as they may be shown and kept."""
+    from sports_ray.store.storage import without_keys
+
+    return ["sports-ray", *map(without_keys, sys.argv[1:])]
+
+
+def can_be_drawn_over(stream: TextIO | None) -> bool:
     """Whether a bar may be drawn there: a terminal. That of `!COMMAND` in a notebook keeps every line and shows control codes
     as they are; it is known by the variable that Jupyter gives to its kernels."""
-    return stream.isatty() and "JPY_PARENT_PID" not in os.environ
+    return stream is not None and stream.isatty() and "JPY_PARENT_PID" not in os.environ
 
 
 class JsonShow:
     """One JSON object a line."""
 
     def __init__(self) -> None:
-        self._out = sys.stdout  # taken now: while Ray is up, sys.stdout leads to a log
+        self._out = Out(sys.stdout)  # taken now: while Ray is up, sys.stdout leads to a log
 
     def fact(self, name: str, text: str, /, **data: Any) -> None:
         self._line({"event": name, **data, "text": text})
@@ -55,7 +111,7 @@ class JsonShow:
         self._out.flush()
 
     def _line(self, record: Mapping[str, Any]) -> None:
-        print(json.dumps(record, ensure_ascii=False), file=self._out, flush=True)
+        self._out.line(json.dumps(record, ensure_ascii=False))
 
 
 class Pace:
@@ -106,28 +162,26 @@ class PlainShow:
     """Lines without control codes; at most one every ten seconds between evaluations."""
 
     def __init__(self) -> None:
-        self._pace, self._last, self._out = Pace(), 0.0, sys.stdout
+        self._pace, self._last, self._out = Pace(), 0.0, Out(sys.stdout)
 
     def fact(self, name: str, text: str, /, **data: Any) -> None:
         for index, line in enumerate(text.splitlines()):
-            print(f"{name if not index else '':<11} {line}", file=self._out, flush=True)
+            self._out.line(f"{name if not index else '':<11} {line}")
 
     def event(self, event: Mapping[str, Any]) -> None:
         if event["kind"] == "evaluated":
-            print(evaluation_line(event), file=self._out, flush=True)
+            self._out.line(evaluation_line(event))
         elif line := restart_line(event):
             self._began(event)
-            print(line, file=self._out, flush=True)
+            self._out.line(line)
         elif event["kind"] == "step":
             left = self._pace.left(event["step"], event["total_steps"])
             if time.monotonic() - self._last >= PLAIN_SECONDS:
                 self._last = time.monotonic()
                 share = 100 * event["step"] / event["total_steps"]
-                print(
+                self._out.line(
                     f"epoch {event['epoch']}/{event['epochs']} · step {event['step']} · {share:.0f} % · "
-                    f"{event['images_per_second']:.0f} images/s · loss {event['loss']:.3f} · {left} left",
-                    file=self._out,
-                    flush=True,
+                    f"{event['images_per_second']:.0f} images/s · loss {event['loss']:.3f} · {left} left"
                 )
 
     def _began(self, event: Mapping[str, Any]) -> None:
@@ -144,9 +198,7 @@ class LiveShow(PlainShow):
 
     def __init__(self) -> None:
         super().__init__()
-        from rich.console import Console
-
-        self._console = Console(highlight=False, file=self._out)
+        self._console = self._out.console()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._best = ""

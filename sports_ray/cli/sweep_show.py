@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sports_ray.cli.show import JsonShow, LiveShow, Show
+from sports_ray.cli.show import JsonShow, LiveShow, Out, Show
 from sports_ray.score.main_score import score_of
 
 if TYPE_CHECKING:
@@ -59,13 +59,13 @@ class SweepShow:
 
     def __init__(self, show: Show) -> None:
         self._show = show
-        self._out = sys.stdout  # taken now: while Ray is up, sys.stdout leads to a log
+        self._out = Out(sys.stdout)  # taken now: while Ray is up, sys.stdout leads to a log
 
     def event(self, name: str, event: Event) -> None:
         if isinstance(self._show, JsonShow):
             self._show.event({**event, "trial": name})
         elif line := event_line(event):
-            print(f"{name}: {line}", file=self._out, flush=True)
+            self._out.line(f"{name}: {line}")
 
     def close(self) -> None:
         """Nothing to take down."""
@@ -103,10 +103,9 @@ class LiveSweep(SweepShow):
 
     def _draw(self) -> None:
         if self._live is None:
-            from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(highlight=False, file=self._out), auto_refresh=False, transient=True)
+            self._live = Live(console=self._out.console(), auto_refresh=False, transient=True)
             self._live.start()
         self._live.update(self._table(), refresh=True)
 

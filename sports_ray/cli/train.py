@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sports_ray.cli.show import can_be_drawn_over, choose_show
+from sports_ray.cli.show import can_be_drawn_over, choose_show, own_words
 from sports_ray.cli.train_show import show_dry_run, show_pause, show_plan, show_summary
 from sports_ray.errors import ConfigError, SportsRayError
 from sports_ray.stops import Stops, own_start
@@ -154,7 +154,7 @@ class Command:
 
     def leave(self, reason: str) -> None:
         """Says, before the process ends, what is safe and how to go on. Called from a signal's handler."""
-        step, total, command = 0, 0, shlex.join(["sports-ray", *sys.argv[1:]])
+        step, total, command = 0, 0, shlex.join(own_words())
         if self.plan is not None:
             total = self.plan.schedule.total_steps
             with suppress(SportsRayError):
@@ -171,10 +171,9 @@ class Command:
 
 def go_on_command(plan: Plan) -> str:
     """The words that go on with a run; an address keeps its options, and loses a key and secret in it."""
-    from sports_ray.store.storage import below
+    from sports_ray.store.storage import below, without_keys
 
-    place = re.sub("://[^/?]*@", "://", below(plan.store, plan.name))
-    return shlex.join(["sports-ray", "resume", place])
+    return shlex.join(["sports-ray", "resume", without_keys(below(plan.store, plan.name))])
 
 
 def recorded_config(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sports_ray.cli.show import Show, choose_show
+from sports_ray.cli.show import Show, choose_show, own_words
 from sports_ray.cli.train import parse_duration, scan_progress
 from sports_ray.score.main_score import NAMES, score_of
 from sports_ray.stops import Stops, own_start
@@ -134,7 +133,7 @@ class _Command:
     def __init__(self, as_json: bool) -> None:
         self.stops = Stops().install()
         self.started = own_start()
-        self.words = ["sports-ray", *sys.argv[1:]]
+        self.words = own_words()
         self.show = choose_show(as_json)
         self.shown: SweepShow | None = None
         self.stops.leave_with(self._leave)
@@ -185,10 +184,11 @@ class _Command:
 
 def _plan(flags: Mapping[str, Any]) -> SweepPlan:
     from sports_ray.orchestrate.plan_sweep import Asked, plan_sweep
+    from sports_ray.store.storage import absolute
 
     data = flags["data_root"]
     named = {
-        "data.root": str(Path(data).absolute()) if data else None,
+        "data.root": absolute(data) if data else None,
         "loop.epochs": flags["epochs"],
         "loop.precision": flags["precision"],
         "model.weights": flags["weights"],
@@ -266,7 +266,8 @@ def show_end(conductor: Conductor, show: Show) -> int:
     for backbone, name in best.items():
         score, kind = next(score_of(one) for one in rows if one["trial"] == name), spec.score_name
         facts = {"backbone": backbone, "trial": name, f"val_{kind}": score}
-        show.fact("best", f"{backbone}: {name} · val {NAMES[kind]} {score:.4f}", **facts)
+        words = f"{score:.4f}" if score is not None else "-"
+        show.fact("best", f"{backbone}: {name} · val {NAMES[kind]} {words}", **facts)
     show.fact("next", "\n".join(commands), commands=commands)
     return 0 if best else 3
 

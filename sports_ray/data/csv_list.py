@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +23,7 @@ _COLUMNS = {
     "label": ("label", "labels", "class", "class_name", "category", "target"),
     "split": ("split", "set", "subset", "data set", "dataset"),
 }
+_NAMES = {"": "train", "training": "train", "testing": "test", **dict.fromkeys(VAL_NAMES, "val")}
 _WANT = "a header with path, label and split (split may be missing: all train), then one row an image"
 
 
@@ -42,12 +44,12 @@ def read_csv_list(path: Path, config: DataConfig) -> Listing:
     labels = find_labels(path, header, columns, [row.fields for row in rows], config.labels)
     _check_columns(path, header, columns, labels)
     assert labels is not None
-    root, words = path.parent, _split_words(config)
+    root, splits = path.parent, splits_of_names(config, _names(columns, rows))
     entries: list[Entry] = []
     bad: list[str] = []
     first: dict[str, int] = {}
     for row in rows:
-        entry = _entry(root, row, columns, len(header), words, labels)
+        entry = _entry(root, row, columns, len(header), splits, labels)
         if isinstance(entry, Entry) and entry.id in first:
             entry = f"{entry.id!r} stands already in row {first[entry.id]}"
         if isinstance(entry, str):
@@ -59,6 +61,47 @@ def read_csv_list(path: Path, config: DataConfig) -> Listing:
     folders = {split: "" for split in sorted({entry.split for entry in entries})}
     files = Folder(str(root))
     return Listing(root, path, files, table_of(entries), folders, bad_rows=tuple(bad), multilabel=labels.multilabel)
+
+
+def name_of(word: str) -> str:
+    """The name of a split that a word in a list or in a setting stands for: train, val, test, or one that only settings know."""
+    return _NAMES.get(word.lower(), word.lower())
+
+
+def splits_of_names(config: DataConfig, there: Iterable[str]) -> dict[str, str]:
+    """Split of the rows of each name (`name_of`); empty: they are passed over, as a folder is that no setting names.
+
+    `there`: the names that rows have. Raises DataError for a setting that names none of them, and for one name for two
+    splits, as `listing.split_folders` does for folders."""
+    words = {"train": config.train, "val": "val" if config.val == "auto" else config.val, "test": config.test}
+    if config.val == "carve":
+        del words["val"]
+    named = {split: name_of(word) for split, word in words.items() if word}
+    if config.val == "auto" and "val" in (named.get("train"), named.get("test")):
+        del named["val"]
+    if len(set(named.values())) < len(named):
+        cure = "name different rows in data.train, data.val and data.test"
+        raise DataError("one name for two splits", got=words, cure=cure)
+    known = set(there)
+    for split, name in named.items():
+        if name not in known and getattr(config, split) not in (split, "auto"):
+            raise _no_rows(f"data.{split}", words[split], known)
+    return {"train": "", "val": "", "test": "", **{name: split for split, name in named.items()}}
+
+
+def _names(columns: dict[str, int], rows: list[_Row]) -> set[str]:
+    """Of the splits that there are rows of."""
+    place = columns.get("split")
+    if place is None:
+        return {"train"}
+    return {name_of(row.fields[place]) for row in rows if place < len(row.fields)}
+
+
+def _no_rows(key: str, word: str, names: set[str]) -> DataError:
+    there = ", ".join(sorted(names)[:8]) or "no row"
+    return DataError(
+        f"{key}: no such rows", got=f"{word} (there is {there})", cure=f"name others with --set {key}=NAME"
+    )
 
 
 def _read(path: Path) -> tuple[list[str], list[_Row]]:
@@ -99,19 +142,8 @@ def _check_columns(path: Path, header: list[str], columns: dict[str, int], label
         )
 
 
-def _split_words(config: DataConfig) -> dict[str, str]:
-    """Split by the word a list may use for it; empty: passed over, as a folder val/ is where data.val is carve."""
-    words = {"": "train", "train": "train", "training": "train", "test": "test", "testing": "test"}
-    words |= {name: "" if config.val == "carve" else "val" for name in VAL_NAMES}
-    if config.val not in ("auto", "carve"):
-        words[config.val.lower()] = "val"
-    words[config.train.lower()] = "train"
-    words[config.test.lower()] = "test"
-    return words
-
-
 def _entry(
-    root: Path, row: _Row, columns: dict[str, int], width: int, words: dict[str, str], labels: Labels
+    root: Path, row: _Row, columns: dict[str, int], width: int, splits: dict[str, str], labels: Labels
 ) -> Entry | str:
     """The row's entry, or what is wrong with the row."""
     if len(row.fields) != width:
@@ -119,14 +151,14 @@ def _entry(
     value = {column: row.fields[place] for column, place in columns.items()}
     if not value["path"]:
         return "no path"
-    split = words.get(value.get("split", "").lower())
+    split = splits.get(name_of(value.get("split", "")))
     if split is None:
         return f"unknown split {value['split']!r}, wanted train, val or test"
     try:
         name = labels.name(row.fields)
     except BadLabels as error:
         return f"{error}: {value['path']!r}"
-    if not name and split != "test":
+    if not name and split in ("train", "val"):
         return f"no label, which only test images may lack: {value['path']!r}"
     absolute = os.path.normpath(os.path.join(root, value["path"]))
     try:

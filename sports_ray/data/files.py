@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sports_ray.data.inspect import FORMAT_OF
+from sports_ray.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 REMOTE = ("s3://", "gs://")
 """Addresses at which a pack may lie."""
+_JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
+_SHOWN = 5
 
 
 class State(NamedTuple):
@@ -43,7 +46,9 @@ class Files(Protocol):
     def state(self, path: str) -> State: ...
 
     def paths(self) -> list[str]:
-        """All that is called an image, in an order of its own that does not change; hidden files are left out."""
+        """All that is called an image, in an order of its own that does not change; hidden files are left out.
+
+        Raises DataError where some of it cannot be listed."""
 
     def facts(self, paths: pa.ChunkedArray, max_pixels: int | None = None) -> pa.Table | None:
         """Columns of `inspect.Facts` where they are known without reading the files; None: inspect them.
@@ -86,6 +91,49 @@ def called_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in FORMAT_OF
 
 
+def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
+    """Files below a folder, but no hidden ones; links are followed, but never round in a circle.
+
+    Raises DataError for a folder that cannot be read."""
+    here = (*above, os.path.realpath(folder))
+    for entry in entries_of(folder):
+        if not is_folder(entry):
+            yield entry
+        elif os.path.realpath(entry.path) not in here:
+            yield from walk(entry.path, here)
+
+
+def entries_of(folder: str) -> list[os.DirEntry[str]]:
+    """What lies right in a folder, but nothing hidden. Raises DataError if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not _hidden(entry.name)]
+    except OSError as error:
+        cure = "give this user access to it, or take it away"
+        raise DataError("a folder that cannot be read", got=f"{folder} ({error.strerror})", cure=cure) from None
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool | None:
+    """Whether it is a folder, or a link to one; None: the system cannot tell, as of a link to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return None
+
+
+def is_text(name: str) -> bool:
+    """Whether a name's bytes are UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _JUNK
+
+
 class Folder:
     """Files of a disk. See `Files`."""
 
@@ -108,14 +156,13 @@ class Folder:
         return State(stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
     def paths(self) -> list[str]:
-        return sorted(self._walk())
-
-    def _walk(self) -> Iterator[str]:
-        for folder, inside, files in os.walk(self._root):
-            inside[:] = (name for name in inside if not name.startswith("."))
-            for name in files:
-                if not name.startswith(".") and called_image(name):
-                    yield os.path.relpath(os.path.join(folder, name), self._root).replace(os.sep, "/")
+        """See `Files`. Raises DataError for a folder that cannot be read, and for names that are not UTF-8."""
+        images = (entry.path for entry in walk(self._root) if called_image(entry.name))
+        found = sorted(os.path.relpath(path, self._root).replace(os.sep, "/") for path in images)
+        if odd := [repr(path) for path in found if not is_text(path)]:
+            more = f" and {len(odd) - _SHOWN:,} more" if len(odd) > _SHOWN else ""
+            raise DataError("file names that are not UTF-8", got=", ".join(odd[:_SHOWN]) + more, cure="rename them")
+        return found
 
     def facts(self, paths: pa.ChunkedArray, max_pixels: int | None = None) -> pa.Table | None:
         return None

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from sports_ray.data.files import Files, Folder, is_cifar, is_pack
-from sports_ray.data.inspect import FORMAT_OF
+from sports_ray.data.files import (
+    Files,
+    Folder,
+    called_image,
+    entries_of,
+    is_cifar,
+    is_folder,
+    is_pack,
+    is_text,
+    walk,
+)
 from sports_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,7 +27,6 @@ if TYPE_CHECKING:
     from sports_ray.config import DataConfig
 
 VAL_NAMES = ("val", "valid", "validation")
-_JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 _LAYOUT = "a folder with train/ (and val/, test/), a folder of class folders, a CSV list, or a pack of one of these"
 
 
@@ -161,20 +168,18 @@ def list_whole_tree(root: Path) -> tuple[Listing, dict[str, list[str]]]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not _hidden(entry.name))
+    return sorted(entry.name for entry in entries_of(str(folder)) if is_folder(entry))
 
 
 def _files(root: Path, split: str, name: str, folder: str) -> tuple[list[Entry], list[str]]:
-    """Files of a class folder at any depth; of a split's own folder (no class) only the images that lie right in it."""
+    """Files of a class folder at any depth; of a split's own folder (no class) only the images that lie right in it, and
+    what may have been meant as a class but cannot be told, so that inspecting it says why."""
     found, odd = [], []
-    for entry in _walk(str(root / folder), deep=bool(name)):
-        if not name and os.path.splitext(entry.name)[1].lower() not in FORMAT_OF:
+    for entry in walk(str(root / folder)) if name else entries_of(str(root / folder)):
+        if not name and not _stands_alone(entry):
             continue
         relative = entry.path[len(str(root)) :].strip(os.sep).replace(os.sep, "/")
-        try:
-            relative.encode()
-        except UnicodeEncodeError:
+        if not is_text(relative):
             odd.append(repr(relative))
             continue
         try:
@@ -185,21 +190,9 @@ def _files(root: Path, split: str, name: str, folder: str) -> tuple[list[Entry],
     return found, odd
 
 
-def _walk(folder: str, deep: bool, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
-    """Files below a folder; links are followed, but never round in a circle."""
-    here = (*above, os.path.realpath(folder)) if deep else above
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _hidden(entry.name):
-                continue
-            if not entry.is_dir():
-                yield entry
-            elif deep and os.path.realpath(entry.path) not in here:
-                yield from _walk(entry.path, deep, here)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK
+def _stands_alone(entry: os.DirEntry[str]) -> bool:
+    folder = is_folder(entry)
+    return folder is None or (not folder and called_image(entry.name))
 
 
 def _no_folder(key: str, name: str, names: set[str]) -> DataError:

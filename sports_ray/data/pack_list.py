@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sports_ray.data.csv_list import splits_of_names
 from sports_ray.data.inspect import FORMAT_OF
 from sports_ray.data.listing import Listing, split_folders
 from sports_ray.data.pack import Pack, state_words
@@ -27,21 +28,24 @@ def list_pack(pack: Pack, config: DataConfig) -> Listing:
     record, table = pack.record, pack.table()
     if record.csv:
         source = f"{pack.root}/{record.csv}"
-        keep = np.array(["val"] if config.val == "carve" else [], object)
-        rows = np.flatnonzero(~np.isin(table.column("split").to_numpy(), keep))
-        chosen = table.take(rows)
+        # A list with other names is not packed: of the words in it, these are what the default settings make.
+        packed = table.column("split").to_pylist()
+        split_of = splits_of_names(config, set(packed))
+        found = np.array([split_of[name] for name in packed], object)
+        rows = np.flatnonzero(found != "")
+        chosen, splits = table.take(rows), found[rows]
         names = pa.array([*record.classes, ""]).take(
             pa.array(chosen.column("label").to_numpy() % (len(record.classes) + 1))
         )
-        columns = {"id": chosen.column("id"), "split": chosen.column("split"), "name": names}
-        folders = {split: "" for split in sorted(set(chosen.column("split").to_pylist()))}
+        columns = {"id": chosen.column("id"), "split": pa.array(splits, pa.string()), "name": names}
+        folders = {split: "" for split in sorted(set(splits.tolist()))}
         entries = _entries(columns, chosen)
         return Listing(pack.root, source, pack, entries, folders, multilabel=record.multilabel)
-    found = list_tree(pack.ids, record.folders, config)
-    chosen = table if len(found.rows) == table.num_rows else table.take(found.rows)
-    columns = {"id": chosen.column("id"), "split": pa.array(found.splits), "name": pa.array(found.names)}
+    tree = list_tree(pack.ids, record.folders, config)
+    chosen = table if len(tree.rows) == table.num_rows else table.take(tree.rows)
+    columns = {"id": chosen.column("id"), "split": pa.array(tree.splits), "name": pa.array(tree.names)}
     return Listing(
-        pack.root, pack.root, pack, _entries(columns, chosen), found.folders, found.empty, passed_over=found.passed_over
+        pack.root, pack.root, pack, _entries(columns, chosen), tree.folders, tree.empty, passed_over=tree.passed_over
     )
 
 

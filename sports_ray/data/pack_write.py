@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -240,10 +241,19 @@ def _with_fingerprint(uri: str, record: PackRecord, batches: list[pa.RecordBatch
 
 
 def _tidy(storage: Storage, record: PackRecord) -> None:
-    """Deletes what a packing needs on its way, and what earlier ones that were killed have left."""
-    storage.delete("parts")
-    named = {NAME, INDEX_NAME, *(shard.name for shard in record.shards)}
-    for folder in ("", "shards/"):
-        for entry in storage.list(folder.rstrip("/")):
-            if not entry.is_dir and f"{folder}{entry.name}" not in named:
-                storage.delete(f"{folder}{entry.name}")
+    """Deletes what a packing needs on its way, and what earlier ones that were killed have left. Nothing else is ours."""
+    named = {shard.name for shard in record.shards}
+    for folder in ("", "shards", "parts"):
+        entries = storage.list(folder)
+        paths = [f"{folder}/{entry.name}" if folder else entry.name for entry in entries if not entry.is_dir]
+        remains = [path for path in paths if path not in named and _is_ours(path)]
+        if folder == "parts" and len(remains) == len(entries):
+            storage.delete(folder)  # at once: each deletion on its own waits for the disk, or for an answer
+            continue
+        for path in remains:
+            storage.delete(path)
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a shard, a part of the index or a write that was under way is called so."""
+    return is_temporary(path.rpartition("/")[2]) or re.fullmatch(r"(shards|parts)/\d{5,}\.arrow", path) is not None

@@ -92,7 +92,7 @@ def scan(
 
     `progress` and `cache_dir` as in build_manifest.
 
-    Raises DataError only for a source that cannot be listed at all, and for a damaged pack."""
+    Raises DataError only for a source that cannot be listed, or a folder of it, and for a damaged pack."""
     from sports_ray.data.facts import all_facts
     from sports_ray.data.listing import list_files
     from sports_ray.data.pack import Pack
@@ -184,9 +184,17 @@ def _of_copies(files: _Files) -> Iterator[tuple[str, _Items]]:
     across, within = [], []
     for rows in (single[part] for part in _groups(near[single], rank[single])):
         within += [tuple(good.id[part]) for part in _parts(rows, rank) if len(part) > 1]
-        if any(equal[a] != equal[b] and rank[a] != rank[b] for a in rows for b in rows):
+        if _differ_in_both(equal[rows], rank[rows]):
             across.append(tuple(good.id[rows]))
     yield from (("near-leak", across), ("near-duplicate", within))
+
+
+def _differ_in_both(equal: np.ndarray, rank: np.ndarray) -> bool:
+    """Whether two rows differ in both columns.
+
+    No two do only if one column is the same throughout: of rows a and b that differ in the one, and c that differs in the
+    other from both, c differs in the first from a or from b. So no pairs are compared; a film gives thousands of rows."""
+    return bool(len(np.unique(equal)) > 1 and len(np.unique(rank)) > 1)
 
 
 def _groups(key: np.ndarray, rank: np.ndarray) -> Iterator[np.ndarray]:

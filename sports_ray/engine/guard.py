@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -20,6 +22,13 @@ logger = logging.getLogger(__name__)
 GROWTH_INTERVAL = 2000
 HOST_MEMORY = ("can't allocate memory", "could not create a primitive")
 """What torch's allocator and oneDNN say on a CPU when there is no memory left."""
+FIRST_SECONDS = 900.0
+"""What a step may take that compiles or tunes kernels, as the first ones do."""
+SUSPENDED_SECONDS = 5.0
+"""A watchdog whose look comes so much later than it meant to did not run: no more did the rest of its process."""
+
+Kind = Literal["step", "evaluation"]
+"""What a beat ends: a training step, or a batch of an evaluation."""
 
 
 @dataclass(slots=True)
@@ -57,17 +66,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Watchdog:
-    """Ends a process that does not move: no `beat` for longer than max(60 s, 20 x the median time between beats).
+    """Ends a process that does not move: no `beat` for longer than max(60 s, 20 x the median time of a beat).
 
-    The stacks of all threads go to the log, then the process exits with code 3, so that it can be replaced.
+    Steps and evaluation batches have a median each, of which the larger counts: after hundreds of quick batches a slow
+    step is still known for what it takes. Time for which the process was suspended (Ctrl-Z, a paused container) is no
+    hang. The stacks of all threads go to the log, then the process exits with code 3, so that it can be replaced.
     """
 
     def __init__(
-        self, least: float = 60.0, first: float = 900.0, on_hang: Callable[[float], None] | None = None
+        self, least: float = 60.0, first: float = FIRST_SECONDS, on_hang: Callable[[float], None] | None = None
     ) -> None:
         self._least, self._first = least, first
-        self._gaps: deque[float] = deque(maxlen=101)
+        # Both from the start: the watchdog's thread goes over them while the other one beats.
+        self._gaps: dict[Kind, deque[float]] = {"step": deque(maxlen=101), "evaluation": deque(maxlen=101)}
         self._last = time.monotonic()
+        self._granted = 0.0
         self._on_hang = on_hang or _exit_with_stacks
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -80,26 +93,44 @@ class Watchdog:
         self._stopped.set()
         self._thread.join()
 
-    def beat(self) -> None:
+    def beat(self, kind: Kind) -> None:
         now = time.monotonic()
-        self._gaps.append(now - self._last)
+        self._gaps[kind].append(now - self._last)
         self._last = now
 
     def wait(self) -> None:
         """Says that the process waits on purpose, for a slow store; leaves the measured times alone."""
         self._last = time.monotonic()
 
+    @contextmanager
+    def waiting(self, seconds: float) -> Iterator[None]:
+        """As `wait`, around a call that cannot say so itself on the way; it has at least so many seconds."""
+        self.wait()
+        self._granted = seconds
+        try:
+            yield
+        finally:
+            self.wait()
+            self._granted = 0.0
+
     @property
     def patience(self) -> float:
         """Seconds without a beat that are too many. The first steps may compile or tune kernels: they get more."""
-        if len(self._gaps) < 3:
+        if len(self._gaps["step"]) < 3:
             return max(self._first, self._least)
-        return max(self._least, 20 * statistics.median(self._gaps))
+        return max(self._least, *(20 * statistics.median(gaps) for gaps in self._gaps.values() if gaps))
 
     def _watch(self) -> None:
-        while not self._stopped.wait(min(1.0, self._least / 4)):
-            still = time.monotonic() - self._last
-            if still > self.patience:
+        pause, looked = min(1.0, self._least / 4), time.monotonic()
+        while not self._stopped.wait(pause):
+            # Read before the time of the last beat: at the end of a wait that is set first, and then the limit falls.
+            now, limit = time.monotonic(), max(self.patience, self._granted)
+            if now - looked > pause + SUSPENDED_SECONDS:
+                # The clock ran on while the process stood still; its step now needs the time that was left of it.
+                self._last = now
+            looked = now
+            still = now - self._last
+            if still > limit:
                 self._on_hang(still)
                 return
 

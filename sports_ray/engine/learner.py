@@ -18,6 +18,7 @@ from sports_ray.engine.guard import LossScale
 from sports_ray.engine.world import World
 from sports_ray.model.build import frozen_norms, set_train_mode, trainable
 from sports_ray.model.ema import Ema
+from sports_ray.model.lone import lone_image
 from sports_ray.model.loss import mixed_cross_entropy
 from sports_ray.model.multilabel_loss import MultilabelLoss
 from sports_ray.model.optim import create_optimizer, load_optimizer_tensors, optimizer_tensors
@@ -207,14 +208,15 @@ def _core_seconds(
 ) -> dict[str, float]:
     """The shortest of four small steps in each precision; they take turns."""
     layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
-    batch = min(8, config.loop.global_batch)
+    # No more at once than in training: memory that does for that has to do for this.
+    batch = min(8, config.loop.global_batch, config.loop.micro_batch or 8)
     images = torch.zeros(batch, 3, spec.train_size, spec.train_size).to(memory_format=layout)
     statistics = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     found: dict[str, list[float]] = {name: [] for name in precisions}
     for name in 4 * list(precisions):
         start = time.thread_time()
-        with torch.autocast("cpu", DTYPES[name], enabled=name != "fp32"):
+        with torch.autocast("cpu", DTYPES[name], enabled=name != "fp32"), lone_image(model, batch):
             loss = model(images).float().square().mean()
         loss.backward()
         model.zero_grad(set_to_none=True)

@@ -22,6 +22,7 @@ from sports_ray.store.commit import RECORD, CommitId, is_finished, list_commits
 from sports_ray.store.fence import is_orphan, read_fences
 from sports_ray.store.lease import holder, is_held
 from sports_ray.store.run_dir import RunDir
+from sports_ray.store.storage import is_of_one_file
 
 Facts = dict[str, Any]
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
@@ -78,14 +79,16 @@ def _known(run_dir: RunDir, record: Mapping[str, Any]) -> Facts:
     }  # fmt: skip
 
 
-def newest_commit(run_dir: RunDir) -> tuple[CommitId | None, int, str]:
-    """(newest finished commit whose record and files' sizes are right, finished ones in all, what is wrong with newer)."""
+def newest_commit(run_dir: RunDir, sure: bool = False) -> tuple[CommitId | None, int, str]:
+    """(newest finished commit whose record and files' sizes are right, finished ones in all, what is wrong with newer).
+
+    StorageError if the storage fails as a whole; `sure`: also where one record cannot be read, which may pass."""
     storage = run_dir.storage
     fences = read_fences(storage)
     commits = [one for one in list_commits(storage) if not is_orphan(*one, fences) and is_finished(storage, one)]
     wrong: list[str] = []
     for commit in reversed(commits):
-        fault = _fault(run_dir, commit)
+        fault = _fault(run_dir, commit, sure)
         if not fault:
             return commit, len(commits), "; ".join(wrong)
         wrong.append(f"checkpoint of step {commit.step}: {fault}")
@@ -94,13 +97,19 @@ def newest_commit(run_dir: RunDir) -> tuple[CommitId | None, int, str]:
     return None, len(commits), "; ".join(wrong)
 
 
-def _fault(run_dir: RunDir, commit: CommitId) -> str:
-    """What is wrong with a commit, as far as its record and the sizes of its files tell; "" if nothing is."""
+def _fault(run_dir: RunDir, commit: CommitId, sure: bool) -> str:
+    """What is wrong with a commit, as far as its record and the sizes of its files tell; "" if nothing is.
+
+    StorageError as `newest_commit` has it."""
     try:
         record = unseal(run_dir.storage.read(f"{commit.folder}/{RECORD}"), RECORD)
         sizes = {entry.name: entry.size for entry in run_dir.storage.list(commit.folder)}
         bad = [entry["path"] for entry in record["files"].values() if sizes.get(entry["path"]) != entry["size"]]
         return f"{', '.join(bad)} missing or of another size" if bad else ""
+    except StorageError as error:
+        if sure or not is_of_one_file(error):
+            raise
+        return str(error)
     except SportsRayError as error:
         return str(error)
     except _MALFORMED:

@@ -15,7 +15,7 @@ from sports_ray.config import TrainConfig
 from sports_ray.data.loader import Batch, stream
 from sports_ray.data.manifest import Manifest
 from sports_ray.engine.evaluate import add_batch, empty_sums, summarise
-from sports_ray.engine.guard import Watchdog
+from sports_ray.engine.guard import FIRST_SECONDS, Watchdog
 from sports_ray.engine.ledger import chained
 from sports_ray.engine.link import Link, Outcome
 from sports_ray.engine.memory import settled_objects
@@ -56,8 +56,7 @@ def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, wo
     )
     with closing(batches), settled_objects():
         try:
-            # One rank's hang stops all of them in the next sum: rank 0 finds it. The others may have to wait for its store.
-            with Watchdog(least=config.cluster.hang_seconds if world.rank == 0 else 2 * SAVE_SECONDS) as watchdog:
+            with Watchdog(least=least_patience(config, world)) as watchdog:
                 session.watchdog = watchdog
                 reason = _train(session, batches, watchdog)
             # Unwatched: the last commit of a large model may take far longer than a step, and has a limit of its own.
@@ -67,6 +66,14 @@ def run(config: TrainConfig, manifest: Manifest, run_dir: RunDir, link: Link, wo
             raise
         _close(session, 0.0)
     return _outcome(session, reason)
+
+
+def least_patience(config: TrainConfig, world: World) -> float:
+    """Least seconds without a beat after which this rank counts as hung."""
+    # One rank's hang stops all of them in the next sum: rank 0 finds it. The others may have to wait for its store.
+    least = config.cluster.hang_seconds if world.rank == 0 else 2 * SAVE_SECONDS
+    # A step of another shape, or of another phase, is compiled anew: any step may take as long as the first ones.
+    return max(least, FIRST_SECONDS) if config.model.compile else least
 
 
 def _close(session: Session, seconds: float) -> None:
@@ -101,7 +108,7 @@ def _train(session: Session, batches: Iterator[Batch], watchdog: Watchdog) -> st
             return ""
         if reason := _step(session, next(batches)):
             return reason
-        watchdog.beat()
+        watchdog.beat("step")
 
 
 def _step(session: Session, batch: Batch) -> str:
@@ -166,7 +173,7 @@ def _evaluate(session: Session, batches: Iterator[Batch], watchdog: Watchdog) ->
         begin = time.perf_counter()
         add_batch(learner, sums, next(batches))
         session.costs.batch = max(session.costs.batch, time.perf_counter() - begin)
-        watchdog.beat()
+        watchdog.beat("evaluation")
         done = min(done + world.size * session.schedule.eval_batch, val_images)
         wish = _wish(session)
         reason = (wish or "another worker was asked to stop") if world.any(bool(wish)) else ""
@@ -185,7 +192,10 @@ def _evaluate(session: Session, batches: Iterator[Batch], watchdog: Watchdog) ->
     if session.writer is not None:
         seconds = time.perf_counter() - start
         best = progress.best_step == progress.step
-        session.run_dir.append_timing({"kind": "evaluation", "step": progress.step, "seconds": round(seconds, 3)})
+        event = {"kind": "evaluation", "step": progress.step, "seconds": round(seconds, 3)}
+        # Written by this thread: while a store fails, its tries take about as long as the watchdog's least patience.
+        with watchdog.waiting(SAVE_SECONDS):
+            session.run_dir.append_timing(event)
         session.link.progress({"kind": "evaluated", **progress.history[-1], "best": best, "seconds": seconds})
         if best or commit_is_due(session):
             commit(session)

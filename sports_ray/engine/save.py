@@ -6,10 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import cache
 
 from sports_ray.engine.interval import commit_interval
 from sports_ray.engine.record import write_scalars
-from sports_ray.engine.session import Session
+from sports_ray.engine.session import Session, Snapshot
 from sports_ray.engine.snapshot import is_best, is_kept, kept_steps, owe, take_snapshot
 from sports_ray.errors import RunError
 from sports_ray.score.multilabel import DEFAULT
@@ -30,6 +31,9 @@ STUCK_SECONDS = 60.0
 """After so long without an answer to a commit, and ten times the slowest one, the store counts as failing."""
 STUCK_BYTES = 20e6
 """A store that takes fewer bytes a second counts as failing too."""
+LONGEST_WAIT = 900.0
+"""How long at most training waits for the store at a commit, however large the one being written is: meanwhile the other
+ranks wait in a sum. Their watchdogs end them after 1200 s, the time limit of collectives after 1800 s."""
 EXIT_SECONDS = 1.5
 """Of a time budget: left to the end of the process when the store does not take the last commit."""
 
@@ -57,34 +61,65 @@ def commit(session: Session) -> None:
     the best so far and those to be kept are written in any case. A store that does not answer is not waited for: training
     goes on, and the next commit that is due tries again.
     """
+    start = time.perf_counter()
+    if not _idle(session, start):
+        if is_best(session) or is_kept(session):
+            owe(session, take_snapshot(session))
+        return
+    hand_over = _prepared(session, start)
+    # Refused: the old commit's next try began while the state was copied. One that must become safe is owed from here on.
+    while not hand_over():
+        if not (is_best(session) or is_kept(session)) or not _idle(session, start):
+            return
+
+
+def _idle(session: Session, start: float) -> bool:
+    """Waits until the writer is free; False if the store does not answer. `start`: of all waiting at this commit."""
     writer = session.writer
     assert writer is not None
-    start = time.perf_counter()
     while writer.busy:
-        if failing_seconds(session):
-            if is_best(session) or is_kept(session):
-                owe(session, take_snapshot(session))
-            return
+        if failing_seconds(session) or time.perf_counter() - start > LONGEST_WAIT:
+            return False
         time.sleep(0.001)
         if session.watchdog is not None:
             session.watchdog.wait()
-    _submit(session, start)
+    return True
 
 
-def _submit(session: Session, start: float) -> None:
-    """Hands the state to the idle writer; `start`: when waiting for it began, on the performance counter."""
-    writer, run_dir, token, costs = session.writer, session.run_dir, session.token, session.costs
+def _prepared(session: Session, start: float) -> Callable[[], bool]:
+    """Copies the state. Returns what hands it to the writer, and tells whether it was taken: if not, call it again.
+
+    `start`: when waiting for the writer began, on the performance counter."""
+    writer, costs = session.writer, session.costs
     assert writer is not None
-    new, keep, best_step = take_snapshot(session), session.config.store.keep, session.progress.best_step
-    stay = kept_steps(session)
+    new = take_snapshot(session)
     copied_at = time.monotonic()
     stall = time.perf_counter() - start
     costs.cost.begin(stall)
-    before = costs.cost.last
+    session.speed.stall(stall)
     owe(session, new)
-    best, kept = session.unsaved_best, list(session.unsaved_kept)
-    owed = {snapshot.step: snapshot for snapshot in (best, *kept, new) if snapshot is not None}
+    owed = {snapshot.step: snapshot for snapshot in (session.unsaved_best, *session.unsaved_kept, new) if snapshot}
     snapshots = [owed[step] for step in sorted(owed)]
+    write = _writing(session, new, snapshots, stall, copied_at)
+    groups = [group for snapshot in snapshots for group in snapshot.tensors.values()]
+    size = sum(tensor.nbytes for group in groups for tensor in group.values())
+
+    def hand_over() -> bool:
+        if not writer.submit(write):
+            return False
+        session.submitted_at, session.submitted_bytes, session.unsaved = time.monotonic(), size, False
+        return True
+
+    return hand_over
+
+
+def _writing(
+    session: Session, new: Snapshot, snapshots: list[Snapshot], stall: float, copied_at: float
+) -> Callable[[], None]:
+    """The writer's job: the newest state, with those that were owed when it was copied."""
+    run_dir, token, costs, keep = session.run_dir, session.token, session.costs, session.config.store.keep
+    best_step, stay, before = session.progress.best_step, kept_steps(session), costs.cost.last
+    best, kept = session.unsaved_best, list(session.unsaved_kept)
 
     def write() -> None:
         begin = time.perf_counter()
@@ -97,17 +132,15 @@ def _submit(session: Session, start: float) -> None:
         if session.unsaved_best is best:
             session.unsaved_best = None
         for snapshot in kept:
-            session.unsaved_kept.remove(snapshot)
+            # Not there if the older commit, which had the writer first when this one was refused, has made it safe.
+            if snapshot in session.unsaved_kept:
+                session.unsaved_kept.remove(snapshot)
         costs.commit = max(costs.commit, stall + seconds)
         event = {"kind": "commit", "step": new.step, "stall": round(stall, 5), "seconds": round(seconds, 4)}
         # What this commit costs is known when it is over: the event holds the one before.
         run_dir.append_timing({**event, "excess": before and round(before, 5), "slowest": costs.slowest()})
 
-    writer.submit(write)
-    session.submitted_at, session.unsaved = time.monotonic(), False
-    groups = [group for snapshot in snapshots for group in snapshot.tensors.values()]
-    session.submitted_bytes = sum(tensor.nbytes for group in groups for tensor in group.values())
-    session.speed.stall(stall)
+    return write
 
 
 def failing_seconds(session: Session) -> float:
@@ -174,9 +207,11 @@ def finish(session: Session, reason: str) -> str:
         return reason
     patience = _patience(session, reason)
     if session.unsaved or not reason:
-        if not _saved(session, lambda: _submit(session, time.perf_counter()), patience):
+        # Copied when the writer is free, for an older copy is gone then; and once, though it may be refused once.
+        last = cache(lambda: _prepared(session, time.perf_counter()))
+        if not _saved(session, lambda: last()(), patience):
             return reason or f"the store fails: {_reason(session)}"
-    elif not _saved(session, lambda: None, patience):
+    elif not _saved(session, lambda: True, patience):
         return reason
     begin = time.perf_counter()
     write_scalars(session.run_dir, session.progress.history)
@@ -198,15 +233,16 @@ def _patience(session: Session, reason: str) -> float:
     return seconds
 
 
-def _saved(session: Session, submit: Callable[[], object], patience: float) -> bool:
-    """Hands work to the writer when it is free, and waits for all of it; whether it was saved in so many seconds."""
+def _saved(session: Session, submit: Callable[[], bool], patience: float) -> bool:
+    """Hands work to the writer when it is free, and waits for all of it; whether it was saved in so many seconds.
+
+    `submit` is called again if it is refused: the next try of an older job may begin at any moment."""
     writer, begun = session.writer, time.monotonic()
     assert writer is not None
-    while writer.busy and _patient(session, begun, patience):
+    while writer.busy or not submit():
+        if not _patient(session, begun, patience):
+            return False
         time.sleep(0.001)
-    if writer.busy:
-        return False
-    submit()
     while not writer.wait(WAIT_SECONDS):
         if not _patient(session, begun, patience):
             return False
@@ -240,9 +276,8 @@ def _leave_times(session: Session, reason: str, end_seconds: float) -> None:
 
 def lost(session: Session) -> tuple[int, str]:
     """Steps done and not saved, and what would mend the store; (0, "") when all is safe."""
-    if session.writer is None or session.progress.step == session.committed:
-        return 0, ""
-    return session.progress.step - (session.committed or 0), _cure(session)
+    steps = session.progress.step - (session.committed or 0)
+    return (steps, _cure(session)) if session.writer is not None and steps else (0, "")
 
 
 def _publish(session: Session) -> None:

@@ -22,6 +22,7 @@ from ray.job_submission import JobSubmissionClient
 import sports_ray
 from sports_ray.errors import ConfigError, TrainingError
 from sports_ray.orchestrate.join import token_error
+from sports_ray.store.storage import without_keys
 
 DASHBOARD = "http://127.0.0.1:8265"
 """Where a cluster on this machine answers, or a tunnel to one elsewhere."""
@@ -125,7 +126,7 @@ class Jobs:
     ) -> Job:
         """Starts `python -m sports_ray WORDS` with this very package, and `files` (texts by name) beside it, on every node."""
         digest = digest_of(words, files)
-        shown = shlex.join(["sports-ray", *(word for word in words if word != "--json")])
+        shown = without_keys(shlex.join(["sports-ray", *(word for word in words if word != "--json")]))
         number = 1 + sum(job.digest == digest for job in self.list())
         end = time.monotonic() + AGENT_SECONDS
         with tempfile.TemporaryDirectory() as folder:

@@ -67,10 +67,15 @@ class SweepPlan:
     """new or resume."""
 
     def write(self, command: Sequence[str]) -> None:
-        """Makes the sweep, or notes that more samples are wanted; nothing if all is there."""
+        """Makes the sweep, or notes what is another now: samples, resources, the place of the photographs; trials read it there.
+
+        RunError if another driver has made another sweep of this name since this one was planned. The lease must be held."""
         old = self.folder.read_spec()
-        if old is None or old.samples != self.spec.samples:
-            self.folder.create(self.spec, self.manifest, command)
+        if old is not None:
+            continued(old, self.spec)
+            if old.to_json() == self.spec.to_json() and self.folder.has_manifest(self.manifest):
+                return
+        self.folder.create(self.spec, self.manifest, command)
 
 
 def plan_sweep(asked: Asked, *, progress: Callable[[int, int], None] | None = None) -> SweepPlan:
@@ -81,6 +86,7 @@ def plan_sweep(asked: Asked, *, progress: Callable[[int, int], None] | None = No
     if not models:
         raise ConfigError("--models", got="none", want="one or more timm models", cure="--models A,B")
     names, configs = labels(models), _configs(models, asked)
+    _check_metric(models, configs)
     space = parse_space(asked.space, models)
     _check_search(asked, space, models)
     halving = _halving(asked, configs, {one.key for one in space})
@@ -142,6 +148,18 @@ def _configs(models: Sequence[str], asked: Asked) -> list[TrainConfig]:
         build_config(recipe, {**asked.flags, **fixed, "model.name": model}, asked.overrides)
         for model, recipe in zip(models, recipes, strict=True)
     ]
+
+
+def _check_metric(models: Sequence[str], configs: Sequence[TrainConfig]) -> None:
+    """One metric ranks all trials; a trial that chose its weights by another would show the score of another epoch."""
+    metrics = [config.loop.early_stop_metric for config in configs]
+    if len(set(metrics)) > 1:
+        raise ConfigError(
+            "loop.early_stop_metric",
+            got=", ".join(f"{metric} for {model}" for model, metric in zip(models, metrics, strict=True)),
+            want="the same for all backbones: it ranks the trials",
+            cure=f"--set loop.early_stop_metric={metrics[0]}",
+        )
 
 
 def _check_search(asked: Asked, space: Sequence[Any], models: Sequence[str]) -> None:

@@ -31,6 +31,8 @@ INIT_DEATHS = 3
 """How many actors in a row may die while they load their model; Ray allows none."""
 PATIENCE_SECONDS = 6 * 3600.0
 """Without a finished block, after which a pipeline has failed: large models on CPUs take their time."""
+_RAYS_WORDS = "\nFailed to apply UDF"
+"""What Ray Data writes behind the first words of an error that it hands on."""
 MOST_STORE = 8 << 30
 """Bytes of a local cluster's object store, at most."""
 
@@ -56,17 +58,16 @@ def compute_on_ray(
         for job in jobs:
             try:
                 _run(job, on_progress, _pool(job.device, bounds))
-            except SportsRayError:
-                raise
             except Exception as error:
+                # Ray's own are of the worker's class too, with its traceback for a text.
+                if not isinstance(error, ray.exceptions.RayError):
+                    raise
                 mine = _cause(error)
                 if mine is not None:
                     raise mine from error
-                if not isinstance(error, ray.exceptions.RayError):
-                    raise
                 raise TrainingError(
                     "the prediction failed on Ray",
-                    got=(str(error).strip().splitlines() or [type(error).__name__])[0],
+                    got=_first_line(getattr(error, "cause", None) or error),
                     cure="see that the cluster is well; the same command goes on from the blocks that are finished",
                 ) from error
 
@@ -150,6 +151,7 @@ def _settings() -> Iterator[None]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # Ray Data's own has it for a cause, which does not travel
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
     context.execution_no_progress_timeout_s = PATIENCE_SECONDS
     loggers = [logging.getLogger(name) for name in ("ray.data", "ray")]
@@ -163,8 +165,14 @@ def _settings() -> Iterator[None]:
             one.setLevel(level)
 
 
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _cause(error: BaseException) -> SportsRayError | None:
     """The error on purpose that a worker raised, in the chain of what Ray has made of it."""
+    import ray
+
     seen: set[int] = set()
     queue: list[Any] = [error]
     while queue:
@@ -172,9 +180,10 @@ def _cause(error: BaseException) -> SportsRayError | None:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, SportsRayError):
-            return type(one)(one.what, one.got, one.want, one.cure)
-        queue += [getattr(one, "cause", None), one.__cause__, one.__context__]
+        told = one.cause if isinstance(one, ray.exceptions.RayTaskError) else one
+        if isinstance(told, SportsRayError):
+            return type(told)(told.what.partition(_RAYS_WORDS)[0], told.got, told.want, told.cure)
+        queue += [told, one.__cause__, one.__context__]
     return None
 
 

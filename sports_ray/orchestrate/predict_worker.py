@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sports_ray.errors import SportsRayError
 from sports_ray.predict.blocks import Shelf
 from sports_ray.predict.compute import Files, Job, Pixels, Predictor, decode_files, settle, write_block
 from sports_ray.predict.member import Member
@@ -54,9 +55,16 @@ class BlockPredictor:
         if device == "cpu":
             keep_freed_memory()
         self._views, self._shelf, self._device = views, shelf, device
-        self._predictor = Predictor(member, device, batch)
+        self._failed: SportsRayError | None = None
+        """Told at the first block: of an error in a constructor Ray hands on no more than a text."""
+        try:
+            self._predictor = Predictor(member, device, batch)
+        except SportsRayError as error:
+            self._failed = error
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        if self._failed is not None:
+            raise self._failed
         schedule_normally()
         settle(self._device)  # this thread may be another one than the constructor's
         return pa.Table.from_pylist([self._block(rows.slice(place, 1)) for place in range(rows.num_rows)])

@@ -25,6 +25,8 @@ OnProgress = Callable[[Mapping[str, Any]], None]
 POLL_SECONDS = 0.5
 SILENT_SECONDS = 10.0
 """How long nobody may call after the wish to stop: workers that are missing come back only to be stopped."""
+COLLECTIVE_SECONDS = 1800
+"""How long ranks wait for another one: rank 0 may wait for a store that stands still, and each rank's watchdog is quicker."""
 END_SECONDS = 10.0
 """How long `fit` may take to notice that its controller was ended."""
 LEAVE_SECONDS = 6.0
@@ -250,7 +252,7 @@ def _backend(plan: Plan) -> Any:
         return BackendConfig()
     from ray.train.torch import TorchConfig
 
-    return TorchConfig(backend="nccl" if plan.gpus else "gloo", timeout_s=600)
+    return TorchConfig(backend="nccl" if plan.gpus else "gloo", timeout_s=COLLECTIVE_SECONDS)
 
 
 def _verdict(box: dict[str, Any]) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,11 +16,13 @@ from sports_ray.predict.blocks import Shelf
 from sports_ray.predict.views import View
 from sports_ray.score.calibrate import softmax
 from sports_ray.score.merge import Merge, Space, merge_rows
-from sports_ray.score.multilabel import merge_probabilities, sigmoid, sound_rows
+from sports_ray.score.multilabel import mean_rows, sigmoid, sound_rows
+from sports_ray.score.rows import soundness
 
 Table = NDArray[np.float32]
 ENSEMBLE = "ensemble"
 SPACES: dict[str, Space] = {"probs": "probability", "logits": "logit"}
+NOT_FINITE = "the model's output is not finite"
 
 
 class Part(NamedTuple):
@@ -28,8 +30,10 @@ class Part(NamedTuple):
 
     start: int
     columns: dict[str, Table]
-    """Probabilities float32 [n, K] of each column; zeros where there is an error."""
+    """Probabilities float32 [n, K] of each column; zeros where there is an error. Zeros too (multi-label: NaN) where no
+    logit behind them was finite: scores count such a row as an error, so it is none of the photograph's."""
     errors: list[str | None]
+    """Of the photographs."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ def probabilities(logits: Table) -> Table:
 
 
 def mean_of(views: Sequence[Table], average: str) -> Table:
-    """The average of views [n, K] with equal weights, of probabilities or (logits) of their logarithms; never NaN."""
+    """The average of views [n, K] with equal weights, of probabilities or (logits) of their logarithms; never NaN.
+    Zeros where no view is sound."""
     return merge_rows(views, [1.0] * len(views), SPACES[average])
 
 
@@ -66,40 +71,63 @@ def independent(logits: Table) -> Table:
     return np.where(sound_rows(logits)[:, None], sigmoid(logits), np.nan).astype(np.float32)
 
 
+def output_errors(table: Table, errors: Sequence[str | None], multilabel: bool) -> list[str | None]:
+    """The errors of photographs, and NOT_FINITE where a row of a column [N, K] that has none is no prediction."""
+    sound = sound_rows(table) if multilabel else soundness(table)[1]
+    return [error if good else error or NOT_FINITE for error, good in zip(errors, sound.tolist(), strict=True)]
+
+
 def parts(
     members: Sequence[Shelved], average: str, merge: Merge | None = None, multilabel: bool = False
 ) -> Iterator[Part]:
     """All predictions, block after block: for each member its column and, where it has several views, `MEMBER/none`; with
     `merge` the ensemble's. Raises Damaged at a block that has to be computed again."""
-    probable = independent if multilabel else probabilities
-
-    def mean(views: Sequence[Table]) -> Table:
-        return merge_probabilities(views, [1.0] * len(views), average) if multilabel else mean_of(views, average)
-
+    columns_of = _independent_columns if multilabel else _columns
     for block in range(members[0].shelf.blocks):
-        columns: dict[str, Table] = {}
+        logits: dict[str, list[Table]] = {}
         start, stop = members[0].shelf.span(block)
         errors: list[str | None] = [None] * (stop - start)
         for place, member in enumerate(members):
             found = [member.shelf.read(view.name, block) for view in member.views]
             if any(one is None for one in found):
                 raise Damaged(place)
-            views = [probable(one.logits) for one in found if one is not None]
-            columns[member.name] = mean(views)
-            if len(views) > 1:
-                columns[f"{member.name}/none"] = mean(views[:1])
+            logits[member.name] = [one.logits for one in found if one is not None]
             for one in found:
                 if one is not None:
                     errors = [mine or theirs for mine, theirs in zip(errors, one.errors, strict=True)]
-        if merge is not None and multilabel:
-            rows = [columns[name] for name in merge.weights]
-            columns[ENSEMBLE] = merge_probabilities(rows, list(merge.weights.values()), average)
-        elif merge is not None:
-            columns[ENSEMBLE] = merge.apply(columns)
+        columns = columns_of(logits, average, merge)
         bad = np.array([error is not None for error in errors])
         if bad.any():
             columns = {name: np.where(bad[:, None], np.float32(0), rows) for name, rows in columns.items()}
         yield Part(start, columns, errors)
+
+
+def _columns(logits: Mapping[str, Sequence[Table]], average: str, merge: Merge | None) -> dict[str, Table]:
+    """Logits [n, K] of each member's views -> probabilities of each column, of one class a photograph."""
+    columns: dict[str, Table] = {}
+    for name, seen in logits.items():
+        views = [probabilities(rows) for rows in seen]
+        columns[name] = mean_of(views, average)
+        if len(views) > 1:
+            columns[f"{name}/none"] = mean_of(views[:1], average)
+    if merge is not None:
+        columns[ENSEMBLE] = merge.apply(columns)
+    return columns
+
+
+def _independent_columns(logits: Mapping[str, Sequence[Table]], average: str, merge: Merge | None) -> dict[str, Table]:
+    """As `_columns`, of several classes a photograph; NaN where `_columns` has zeros."""
+    of_logits = average == "logits"
+    columns: dict[str, Table] = {}
+    for name, seen in logits.items():
+        views = list(seen) if of_logits else [independent(rows) for rows in seen]
+        columns[name] = mean_rows(views, [1.0] * len(views))
+        if len(views) > 1:
+            columns[f"{name}/none"] = mean_rows(views[:1], [1.0])
+    if merge is not None:
+        columns[ENSEMBLE] = mean_rows([columns[name] for name in merge.weights], list(merge.weights.values()))
+    # Logits to the end: float32 probabilities next to 1 no longer tell how sure a view or a member was.
+    return {name: independent(rows) for name, rows in columns.items()} if of_logits else columns
 
 
 class Rows:

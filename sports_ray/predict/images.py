@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sports_ray.config import DataConfig
+from sports_ray.data.csv_list import name_of
 from sports_ray.data.files import GONE, Files, called_image, is_pack, open_files
 from sports_ray.data.inspect import FORMAT_OF
 from sports_ray.data.label_sets import LabelSets, labels_of, names_in, sets_of, word_of
 from sports_ray.data.listing import Listing, list_files
+from sports_ray.data.pack import open_pack
 from sports_ray.errors import DataError
 from sports_ray.predict.digests import Digest, Progress, digests
+from sports_ray.store.storage import absolute
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 SHOWN = 5
+_Row = tuple[str, str, Digest]
+"""Path, name of the class (of several: their word, empty: unknown), state of the file."""
 
 
 @dataclass(frozen=True)
@@ -70,39 +75,29 @@ def list_split(
 ) -> Images:
     """The photographs of a split of a folder or a CSV list, labelled by their place in `classes`.
 
-    `split`: train, val or test, or the name of another folder beside them. A plain folder of classes counts as any
-    split. Where there is no validation folder, `manifest` tells which photographs training carved out of train; they are
-    no part of train then.
+    `split`: train, val or test, by any name that a list may use for it, or the name of another folder beside them, or of
+    other rows of a list. A plain folder of classes counts as any split.
+    `manifest`: of a run; val is then what this run held out, if that lies here (`_held_out`), and no part of train.
     `subset`: photographs of other classes are left out, with a note. `multilabel`: of a list of several classes each; there
     other classes are left out of the photographs' labels.
 
     Raises DataError for a split that is not there, and for classes that are not in `classes` without `subset`."""
-    labels_are: Literal["single", "multi"] = "multi" if multilabel else "single"
-    config = DataConfig(root=source, labels=labels_are)
-    config = config if split in SPLITS else replace(config, test=split)
-    listing = list_files(source, config)
+    split = _meant(source, split)
+    listing = _listing(source, split, multilabel)
     if listing.bad_rows:
         what = f"{listing.source}: {len(listing.bad_rows):,} bad rows"
         raise DataError(what, got="; ".join(listing.bad_rows[:SHOWN]), cure="mend or remove them")
     if multilabel and not listing.multilabel:
         cure = "--data LIST.csv, or leave --data out for the photographs of the first run"
         raise DataError(f"{source}: one class a photograph", want="a list of several, as in training", cure=cure)
-    wanted = split if split in SPLITS else "test"
-    plain = listing.folders == {"train": ""} and listing.source == listing.root
-    carved = None
-    if wanted not in listing.folders and not plain:
-        carved = _carved(manifest) if wanted == "val" else None
-        if carved is None:
-            raise _no_split(split, listing)
-    rows = [
-        (path, name, Digest(size, mtime_ns, inode))
-        for path, where, name, size, mtime_ns, inode in zip(*listing.table.to_pydict().values(), strict=True)
-        if (path in carved if carved is not None else plain or where == wanted)
-    ]
     notes = list(_notes(listing))
+    held = _held_out(manifest, listing, progress) if split == "val" and manifest is not None else None
+    rows = _rows(listing, split) if held is None else held
+    if held is not None and "val" in listing.folders:
+        notes.append("val is what the first run held out, not all that is called so")
     if multilabel:
         images = _of_sets(listing, rows, classes, notes, subset, progress)
-        return _without_held_out(images, manifest) if wanted == "train" else images
+        return _without_held_out(images, manifest) if split == "train" else images
     if subset:
         known, others = {*classes, ""}, len(rows)
         rows = [row for row in rows if row[1] in known]
@@ -111,12 +106,12 @@ def list_split(
     labels = _labels([name for _, name, _ in rows], classes)
     images = _listed(str(listing.root), [row[0] for row in rows], labels, [row[2] for row in rows], progress)
     images = replace(images, notes=(*notes, *images.notes))
-    return _without_held_out(images, manifest) if wanted == "train" else images
+    return _without_held_out(images, manifest) if split == "train" else images
 
 
 def manifest_split(manifest: Manifest, split: str, root: str, progress: Progress | None = None) -> Images:
     """A split as a run's manifest has it, found below `root` (or else where it lay); DataError if a file has changed."""
-    rows = manifest.rows(split)
+    root, rows = absolute(root), manifest.rows(split)
     paths, labels, before = (rows.column(name).to_pylist() for name in ("path", "label", "sha256"))
     first = next(iter(paths), "")
     where = root if open_files(root).state(first) != GONE else manifest.root
@@ -153,6 +148,79 @@ def trained_on(images: Images, manifest: Manifest) -> int:
     """How many of the photographs, byte for byte, the run was trained on."""
     known = set(manifest.rows("train").column("sha256").to_pylist())
     return sum(digest in known for digest in images.digests())
+
+
+def _meant(source: str, split: str) -> str:
+    """train, val or test by any name that lists use for it; but where a folder is called so, that one is meant."""
+    if is_pack(source):
+        is_folder = split in open_pack(source).record.folders
+    else:
+        is_folder = Path(source).expanduser().joinpath(split).is_dir()
+    return name_of(split) if split and not is_folder and name_of(split) in SPLITS else split
+
+
+def _listing(source: str, split: str, multilabel: bool) -> Listing:
+    labels: Literal["single", "multi"] = "multi" if multilabel else "single"
+    config = DataConfig(root=source, labels=labels)
+    if split in SPLITS:
+        return list_files(source, config)
+    try:
+        listing = list_files(source, replace(config, test=split))
+    except DataError as error:
+        if error.what.startswith("data.test:"):
+            raise _no_split(split, source, str(error.got)) from None
+        raise
+    if listing.folders.get("test") not in (split, ""):  # CIFAR-10's own files, whose splits have names of their own
+        raise _no_split(split, source, _there(listing))
+    return listing
+
+
+def _rows(listing: Listing, split: str) -> list[_Row]:
+    """Of what the listing calls so."""
+    wanted = split if split in SPLITS else "test"
+    if wanted not in listing.folders and not _is_plain(listing):
+        raise _no_split(split, str(listing.source), _there(listing))
+    return [row for where, row in _all_rows(listing) if where == wanted or _is_plain(listing)]
+
+
+def _is_plain(listing: Listing) -> bool:
+    """Whether it is a plain folder of classes."""
+    return listing.folders == {"train": ""} and listing.source == listing.root
+
+
+def _all_rows(listing: Listing) -> Iterator[tuple[str, _Row]]:
+    """Each with its split."""
+    for path, split, name, size, mtime_ns, inode in zip(*listing.table.to_pydict().values(), strict=True):
+        yield split, (path, name, Digest(size, mtime_ns, inode))
+
+
+def _held_out(manifest: Manifest, listing: Listing, progress: Progress | None) -> list[_Row] | None:
+    """The photographs that a run held out, where they are not what the listing calls val: a run carves them out of train,
+    also beside a val/ if it is told so, it makes folds, or holds another folder out.
+
+    None where the listing is to be asked: it says the same, or it is of other photographs. Those of the run are known by
+    their root, elsewhere by the bytes of each; by their paths alone only where nothing else is val."""
+    val, own = manifest.rows("val"), str(listing.root) == manifest.root
+    there = {row[0]: (split, row) for split, row in _all_rows(listing)}
+    rows: list[_Row] = []
+    for path, label in zip(val.column("path").to_pylist(), val.column("label").to_pylist(), strict=True):
+        if listing.source != listing.root or not own:  # a list may have got other labels, or be one of several here
+            rows += [there[path][1]] if path in there else []
+            continue
+        state = there[path][1][2] if path in there else Digest(*listing.files.state(path))
+        if path in there or state[:3] != GONE:  # data.val may name a folder that the listing passes over
+            rows.append((path, manifest.classes[label] if label >= 0 else "", state))
+    if "val" not in listing.folders and not _is_plain(listing):
+        return rows or None
+    complete = len(rows) == val.num_rows
+    if all(there.get(path, ("",))[0] == "val" for path, _, _ in rows):
+        return None
+    if own:
+        return rows if complete or _is_plain(listing) else None
+    if not complete:
+        return None
+    found = digests(str(listing.root), [row[0] for row in rows], [row[2] for row in rows], progress)
+    return rows if [one.sha256 for one in found] == val.column("sha256").to_pylist() else None
 
 
 def _listed(
@@ -202,7 +270,7 @@ def _labels(names: list[str], classes: Sequence[str]) -> list[int]:
 
 def _of_sets(
     listing: Listing,
-    rows: list[tuple[str, str, Digest]],
+    rows: list[_Row],
     classes: Sequence[str],
     notes: list[str],
     subset: bool,
@@ -216,10 +284,6 @@ def _of_sets(
     labels = labels_of(words, known).to_pylist()
     images = _listed(str(listing.root), [row[0] for row in rows], labels, [row[2] for row in rows], progress)
     return replace(images, notes=(*notes, *images.notes), label_sets=sets_of(known, classes) or ((),))
-
-
-def _carved(manifest: Manifest | None) -> set[str] | None:
-    return set(manifest.rows("val").column("path").to_pylist()) if manifest is not None else None
 
 
 def _without_held_out(images: Images, manifest: Manifest | None) -> Images:
@@ -242,11 +306,11 @@ def _notes(listing: Listing) -> tuple[str, ...]:
     return (f"left out, file names that are not UTF-8: {', '.join(odd[:SHOWN])}",) if odd else ()
 
 
-def _no_split(split: str, listing: Listing) -> DataError:
-    there = ", ".join(sorted({folder or name for name, folder in listing.folders.items()} | set(listing.passed_over)))
-    return DataError(
-        f"no split {split} in {listing.source}",
-        got=there or "a plain folder of classes",
-        want=f"photographs of {split}",
-        cure="choose another with --split NAME",
-    )
+def _there(listing: Listing) -> str:
+    there = {folder or name for name, folder in listing.folders.items()} | set(listing.passed_over)
+    return ", ".join(sorted(there)) or "a plain folder of classes"
+
+
+def _no_split(split: str, source: str, got: str) -> DataError:
+    cure = "choose another with --split NAME"
+    return DataError(f"no split {split} in {source}", got=got, want=f"photographs of {split}", cure=cure)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sports_ray.data.manifest import Manifest
 
 KINDS = ("best", "last")
+TAKEN_NAMES = ("ensemble", "id", "path", "label", "labels", "error")
+"""Other columns of predictions: a member of such a name would take another's place in a table, or double a column."""
 SHOWN = 5
 
 
@@ -70,8 +72,8 @@ class Member:
 def find_members(runs: Sequence[str], store: str) -> list[Member]:
     """Members for names in `store`, paths or URIs of run folders; `NAME@last` takes the last weights, not the best.
 
-    Raises RunError or WeightsError for one that is not there or not trained to its end, ConfigError if two are the same
-    or their classes differ."""
+    Raises RunError or WeightsError for one that is not there or not trained to its end, ConfigError if two are the same,
+    one has a name of TAKEN_NAMES, or their classes differ."""
     if not runs:
         raise ConfigError("no run given", want="one or more finished runs", cure="--run NAME, a name or a path")
     members = [find_member(run, store) for run in runs]
@@ -79,6 +81,7 @@ def find_members(runs: Sequence[str], store: str) -> list[Member]:
     if len(set(names)) < len(names):
         doubled = sorted({name for name in names if names.count(name) > 1})
         raise ConfigError("two members of the same name", got=", ".join(doubled), want="each run once")
+    _check_names(names)
     check_classes(members)
     return members
 
@@ -170,6 +173,17 @@ def _places(run: str, store: str) -> list[tuple[str, str]]:
 def _absolute(place: str) -> str:
     # Workers of another folder open it too.
     return place if "://" in place else os.path.abspath(os.path.expanduser(place))
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if name in TAKEN_NAMES:
+            raise ConfigError(
+                "name of a run",
+                got=name,
+                want=f"another name than {', '.join(TAKEN_NAMES[:-1])} or {TAKEN_NAMES[-1]}, which predictions use themselves",
+                cure=f"--run {name}@best, or give its folder another name",
+            )
 
 
 def _folder_name(path: str) -> str:

@@ -187,6 +187,7 @@ class _Rows:
         for path, label, fold, row in zip(
             self.paths, self.labels.tolist(), self.folds.tolist(), self.table, strict=True
         ):
-            best = int(np.argmax(row))
+            best, sound = int(np.argmax(row)), bool(row.any())  # a row of zeros: the model's output was not finite
             words = [f"{value:.8g}" for value in row.tolist()]
-            yield [path, classes[label], fold, classes[best], int(best == label), words[label], *words]
+            chosen = classes[best] if sound else ""
+            yield [path, classes[label], fold, chosen, int(sound and best == label), words[label], *words]

@@ -15,13 +15,13 @@ from sports_ray.predict.member import Member, find_members, manifest_of
 from sports_ray.predict.views import View, views_of
 from sports_ray.predict.write import read_scores
 from sports_ray.store.codec import canonical
-from sports_ray.store.storage import Storage, below, open_storage, parted
+from sports_ray.store.storage import Storage, absolute, below, open_storage, parted
 
 if TYPE_CHECKING:
     from sports_ray.data.manifest import Manifest
 
 FOLDER = "evaluations"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def plan_evaluation(
         weights=weights,
         groups=groups,
         home=home,
-        out=_absolute(out) if out else below(home, f"{FOLDER}/{digest[:16]}"),
+        out=absolute(out) if out else below(home, f"{FOLDER}/{digest[:16]}"),
         digest=digest,
         notes=notes,
     )
@@ -185,15 +185,11 @@ def _known_split(split: str) -> str:
 def _home(member: Member, store: str) -> str:
     """Where predictions are kept: the store that was named, else the first member's, else (read-only) ./runs."""
     if store:
-        return _absolute(store)
+        return absolute(store)
     own = member.store if member.run else parted(member.store)[0]
     if "://" in own or os.access(own, os.W_OK | os.X_OK):
         return own
     return os.path.abspath("runs")
-
-
-def _absolute(place: str) -> str:
-    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
 def _content(path: str) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sports_ray.data.label_sets import SEPARATOR
 from sports_ray.errors import ConfigError, DataError, RunError, StorageError
-from sports_ray.predict.columns import Part, Table
+from sports_ray.predict.columns import Part, Table, output_errors
 from sports_ray.predict.images import Images
 from sports_ray.score.multilabel import chosen
 from sports_ray.store.codec import seal, unseal
@@ -38,7 +38,8 @@ class PredictionsFile:
     """predictions.parquet, in a file without a name until it is put in place; the same rows give the same bytes.
 
     Columns: id (int64), path, label (int32, -1: unknown; multi-label: labels, an int32 list, null: unknown), error
-    (string or null), then a float32 list a column of predictions, null where there is an error."""
+    (string or null), then a float32 list a column of predictions, null where there is an error. Zeros (multi-label: NaN)
+    where the model's output is not finite."""
 
     def __init__(self, images: Images, columns: Sequence[str], meta: Mapping[str, Any]) -> None:
         import pyarrow as pa
@@ -147,11 +148,13 @@ def submission(
     top: int = 0,
     fill: str = "",
 ) -> str:
-    """CSV text, one row an image, sorted by name: its name and most probable class, `fill` where it could not be read.
+    """CSV text, one row an image, sorted by name: its name and most probable class, `fill` where it could not be read or the
+    model's output is not finite.
 
     table: probabilities [N, K]. top = k > 0 adds the probability, and the next k - 1 classes with theirs."""
     if len(set(names)) < len(names):
         raise DataError("names of images", got="one given twice", want="each image once")
+    errors = output_errors(table, errors, multilabel=False)
     best = _best(table, max(1, top))
     columns = list(header)
     if top:
@@ -179,9 +182,11 @@ def label_lists(
     fill: str = "",
 ) -> str:
     """CSV text, one row an image, sorted by name: its name, the chosen labels with | between them, and a column for each
-    class with its probability. `fill` as the labels where it could not be read; probabilities are empty there."""
+    class with its probability. `fill` as the labels where it could not be read or the model's output is not finite;
+    probabilities are empty there."""
     if len(set(names)) < len(names):
         raise DataError("names of images", got="one given twice", want="each image once")
+    errors = output_errors(table, errors, multilabel=True)
     found = chosen(table, thresholds)
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")

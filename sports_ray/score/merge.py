@@ -67,11 +67,11 @@ def given(weights: Mapping[str, float], space: Space = "probability") -> Merge:
 def merge_rows(
     members: Sequence[Floats], weights: Sequence[float] | Vector, space: Space = "probability", temperature: float = 1.0
 ) -> NDArray[np.float32]:
-    """Weighted average of members' rows [n, K], at a temperature: float32 [n, K], rows sum to 1; never NaN.
+    """Weighted average of members' rows [n, K], at a temperature: float32 [n, K], rows sum to 1, or 0; never NaN.
 
     weights [M], not negative, and rows are divided by their sums first. Where a member's row is not sound (see rows.py),
-    the others' weights are scaled up
-    in that row; where those are all 0, they count equally; where no member's row is sound, the row is uniform.
+    the others' weights are scaled up in that row; where those are all 0, they count equally. Where no member's row is
+    sound, the row is zeros, which is not sound either: an average of nothing is no prediction.
     probability: the arithmetic mean; logit: softmax of the mean logarithm, values under FLOOR counting as FLOOR.
     Where one member has all the weight, at temperature 1, its rows stay as they are, to the bit."""
     totals, sounds = zip(*(soundness(rows) for rows in members), strict=True)
@@ -81,6 +81,7 @@ def merge_rows(
         one = int(used[0])
         same = sounds[one] & (np.abs(totals[one] - 1.0) < 1e-6)
         merged[same] = members[one][same]
+    merged[~np.logical_or.reduce(sounds)] = 0
     return merged
 
 
@@ -92,6 +93,7 @@ def _averaged(
     space: Space,
     temperature: float,
 ) -> NDArray[np.float32]:
+    """See `merge_rows`; rows where no member is sound are any."""
     count, classes = members[0].shape
     shares = _row_weights(np.asarray(weights, dtype=np.float64), np.stack(sounds))
     mixed = np.zeros((count, classes))
@@ -103,7 +105,6 @@ def _averaged(
             mixed += share[:, None] * np.divide(rows, total[:, None], out=flat, where=sound[:, None])
     if space == "logit":
         return softmax(mixed / temperature).astype(np.float32)
-    mixed[~np.logical_or.reduce(sounds)] = 1.0 / classes
     return at_temperature(mixed, temperature) if temperature != 1.0 else mixed.astype(np.float32)
 
 

@@ -112,10 +112,11 @@ def _fit(scores: Floats, targets: Bools) -> float:
     return float(between[best][np.argmin(np.abs(between[best] - DEFAULT))])
 
 
-def merge_probabilities(members: Sequence[Floats], weights: Sequence[float], average: str) -> NDArray[np.float32]:
-    """Weighted average of members' rows [n, K]: float32 [n, K]. average: probs, or logits (sigmoid of the mean logit).
+def mean_rows(members: Sequence[Floats], weights: Sequence[float]) -> NDArray[np.float32]:
+    """Weighted average of members' rows [n, K], all probabilities or all logits: float32 [n, K].
 
-    In a row where a member's values are not all finite the others' weights are scaled up; NaN where no member's are."""
+    Logits have to be averaged as such: the float32 sigmoid of 17.4 is 1.0, and no logarithm gets it back. In a row where a
+    member's values are not all finite the others' weights are scaled up; NaN where no member's are."""
     if len(members) == 1:
         rows = members[0].astype(np.float32)
         return np.where(sound_rows(rows)[:, None], rows, np.float32("nan"))
@@ -123,12 +124,9 @@ def merge_probabilities(members: Sequence[Floats], weights: Sequence[float], ave
     for rows, weight in zip(members, weights, strict=True):
         sound = sound_rows(rows)[:, None]
         values = np.where(sound, rows, DEFAULT).astype(np.float64)
-        if average == "logits":
-            values = np.log(np.maximum(values, FLOOR)) - np.log(np.maximum(1.0 - values, 2.0**-53))
         total += np.where(sound, weight * values, 0.0)
         share += np.where(sound, weight, 0.0)
-    mean = np.divide(total, share, out=np.full(total.shape, np.nan), where=share > 0)
-    return (sigmoid(mean) if average == "logits" else mean).astype(np.float32)
+    return np.divide(total, share, out=np.full(total.shape, np.nan), where=share > 0).astype(np.float32)
 
 
 def sigmoid(logits: Floats) -> Vector:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -21,6 +22,15 @@ _ONE_PUT = 4 << 20
 """Bytes up to which an object is put in one request."""
 _SETTLE_SECONDS = 0.5
 """How long an exclusive write waits before it looks who has won: longer than a put takes, as a rule."""
+
+MERGED_FROM = 100
+"""Objects of a log from which on a merge is worth its requests."""
+_MERGED_AT_ONCE = 2000
+"""Objects that one merge takes, the oldest first: a session's start waits for it, some 20 s at 30 ms a request."""
+_AT_A_TIME = 16
+"""Requests side by side when many small objects are read or deleted."""
+_LISTINGS = 5
+"""How often a log is listed anew because objects have been merged between listing and reading."""
 
 
 def open_objects(uri: str) -> ArrowStorage:
@@ -60,6 +70,24 @@ def _gather(chunks: Iterator[Buffer], limit: int) -> bytes:
     while len(found) <= limit and (chunk := next(chunks, None)) is not None:
         found += chunk
     return bytes(found)
+
+
+def _merged(lines: Mapping[str, bytes]) -> bytes:
+    """Lines by the name of the object of each -> the bytes of one object, each line behind its name."""
+    return b"".join(name.encode() + b" " + lines[name] for name in sorted(lines))
+
+
+def _lines_of(objects: Mapping[str, bytes | bytearray]) -> dict[str, bytes]:
+    """Objects of a log -> lines by the name that each was appended under; a merged object has a point in its own name."""
+    lines = {}
+    for name, content in objects.items():
+        if "." not in name:
+            lines[name] = bytes(content)
+            continue
+        for entry in bytes(content).split(b"\n")[:-1]:
+            part, _, line = entry.partition(b" ")
+            lines.setdefault(part.decode(errors="replace"), line + b"\n")
+    return lines
 
 
 def _seconds(name: str, value: object) -> float:
@@ -141,7 +169,43 @@ class ArrowStorage:
         self.write(f"{path}.d/{time.time_ns():020d}-{secrets.token_hex(4)}", line.rstrip(b"\n") + b"\n")
 
     def appended(self, path: str) -> bytes:
-        return b"".join(self.read(f"{path}.d/{entry.name}") for entry in self.list(f"{path}.d"))
+        lines = _lines_of(self._log(f"{path}.d"))
+        return b"".join(lines[name] for name in sorted(lines))
+
+    def merge(self, path: str) -> int:
+        """Put the lines that `append` added into one object, as far as it is worth it; how many objects it took.
+
+        Each line keeps the name that it was appended under, and `appended` takes the same name once: so none is lost and
+        none comes twice wherever a merge breaks off, and whoever else merges or appends meanwhile. What is deleted is
+        what was read whole, after the new object has been read back; its name is new, so nobody writes over it."""
+        folder = f"{path}.d"
+        if len(self._names(folder)) < MERGED_FROM:
+            return 0
+        objects = self._log(folder, _MERGED_AT_ONCE)
+        # Behind all that it holds: a listing that no longer meets a line on its way still meets it here.
+        merged = f"{folder}/{max(objects)}.{secrets.token_hex(4)}"
+        content = _merged(_lines_of(objects))
+        self.write(merged, content)
+        if self.read(merged) != content:
+            raise StorageError(f"cannot merge {self._uri}/{folder}", got="other bytes than were written")
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            list(pool.map(self.delete, (f"{folder}/{name}" for name in objects)))
+        return len(objects)
+
+    def _names(self, folder: str) -> list[str]:
+        return [entry.name for entry in self.list(folder) if not entry.is_dir]
+
+    def _log(self, folder: str, limit: int | None = None) -> dict[str, bytearray]:
+        """The oldest objects of a log by name. Where some are gone when they are read, what they were merged into is read."""
+        found: dict[str, bytearray] = {}
+        for _ in range(_LISTINGS):
+            new = [name for name in self._names(folder)[:limit] if name not in found]
+            with ThreadPoolExecutor(_AT_A_TIME) as pool:
+                contents = list(pool.map(self.find, (f"{folder}/{name}" for name in new)))
+            found |= {name: content for name, content in zip(new, contents, strict=True) if content is not None}
+            if None not in contents:
+                break
+        return found
 
     def read(self, path: str) -> bytearray:
         with self._failures("read", path), self._fs.open_input_file(self._locate(path)) as file:

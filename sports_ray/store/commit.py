@@ -10,6 +10,7 @@ files, never over them, wherever it was stopped and whenever it wakes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import re
@@ -36,6 +37,7 @@ _KEEP_BYTES = 1 << 30
 _NAME = re.compile(r"step-(\d{8,})-a(\d{4,})")
 _BEGUN = re.compile(r"begun-a(\d{4,})-(\d{8,})")
 _PART = re.compile(r"[A-Za-z0-9_-]+")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CommitId(NamedTuple):
@@ -89,9 +91,23 @@ def write_commit(
     Raises FencedError when a newer attempt exists, StorageError when the storage fails; then the old state stands, or
     in rare cases the new one. A commit that this returned from is what any later attempt goes on from: the check after
     the record tells that no attempt had begun that may have looked for commits before it was there.
+
+    A try that finds no room leaves none of its files: a newer commit, which takes its place, would not fit beside them.
     """
     check(storage, token)
-    folder = CommitId(step, token).folder
+    try:
+        return _write(storage, CommitId(step, token), tensors, state)
+    except StorageError as error:
+        # Only then: a store that is away would let each deletion wait for its time limit, and a pause waits for them.
+        if getattr(error.__cause__, "errno", None) in _NO_ROOM:
+            _delete_unfinished(storage, token)
+        raise
+
+
+def _write(
+    storage: Storage, commit: CommitId, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, object]
+) -> CommitInfo:
+    step, token, folder = *commit, commit.folder
     standing = _standing(storage, folder)
     files = {name: _put(storage, folder, name, Encoded(part), standing) for name, part in tensors.items()}
     record = {"format": _FORMAT, "step": step, "token": token, "files": files, "state": state}
@@ -195,6 +211,15 @@ def delete_commit(storage: Storage, commit: CommitId) -> None:
     """Take a commit away, its record first, so that a half-deleted folder is never trusted."""
     storage.delete(f"{commit.folder}/{RECORD}")
     storage.delete(commit.folder)
+
+
+def _delete_unfinished(storage: Storage, token: int) -> None:
+    """Delete what an attempt's own tries have left, as far as that can be: nobody reads a folder without a record."""
+    with suppress(StorageError):
+        for found in list_commits(storage):
+            if found.token == token and not is_finished(storage, found):
+                storage.delete(found.folder)
+                log.info("commit.cleared step=%d token=%d", *found)
 
 
 def delete_unnamed(storage: Storage, folder: str, files: Mapping[str, Mapping[str, Any]]) -> None:

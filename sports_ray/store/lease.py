@@ -27,7 +27,7 @@ from typing import Any
 from sports_ray.errors import FencedError, RunError, StorageError
 from sports_ray.processes import process_start
 from sports_ray.store.codec import seal, unseal
-from sports_ray.store.storage import Storage, is_of_one_file
+from sports_ray.store.storage import Storage, is_of_one_file, without_keys
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Owner:
             place=_place(),
             pid=pid,
             start=process_start(pid) or "",
-            command=command or shlex.join(sys.argv),
+            command=without_keys(command or shlex.join(sys.argv)),
             since=time.time(),
         )
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sports_ray.errors import RunError, StorageError
 from sports_ray.store import weights
+from sports_ray.store.arrow import ArrowStorage
 from sports_ray.store.codec import canonical, seal, unseal
 from sports_ray.store.commit import FOLDER as COMMITS
 from sports_ray.store.commit import delete_commit, delete_orphans, is_finished, list_commits
@@ -140,6 +141,14 @@ class RunDir:
         lines = _lines(self._readable(lambda: self.storage.appended(_TIMINGS)))
         return [line for line in lines if line.pop("crc", None) == _crc(line)]
 
+    def _merge_timings(self) -> None:
+        """On an object store each event is an object: a long run would wait minutes for them at each start."""
+        if isinstance(self.storage, ArrowStorage):
+            try:
+                log.info("timings.merged objects=%d", self.storage.merge(_TIMINGS))
+            except StorageError as error:
+                log.warning("timings.unmerged reason=%s", error)
+
     def request_stop(self, reason: str) -> None:
         """Ask whoever trains this run to commit and pause."""
         self.storage.write(_STOP, seal({"reason": reason}))
@@ -176,6 +185,7 @@ class RunDir:
 
     def sweep(self) -> list[str]:
         """Delete what died half-written: temporary files, unfinished and fenced-off checkpoints. What was deleted.
+        Besides, put the timings together.
 
         For the start of an attempt, after `begin_attempt` and before any writing of its own."""
         gone = delete_orphans(self.storage, read_fences(self.storage))
@@ -186,6 +196,7 @@ class RunDir:
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     self.storage.delete(path)
                     gone.append(path)
+        self._merge_timings()
         log.info("run.swept files=%d", len(gone))
         return gone
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
@@ -115,6 +116,16 @@ def parted(folder: str) -> tuple[str, str]:
     path, question, options = folder.partition("?") if "://" in folder else (folder, "", "")
     root, _, name = path.rstrip("/").rpartition("/")
     return f"{root}{question}{options}" if root else "", name
+
+
+def absolute(place: str) -> str:
+    """An address as it is; a path from the root of this machine's files: other processes have other current folders."""
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
+
+
+def without_keys(text: str) -> str:
+    """Words to be shown or kept: the addresses in them lose a key and secret (s3://KEY:SECRET@bucket)."""
+    return re.sub(r"://[^/?\s]*@", "://", text)
 
 
 def checked_path(path: str) -> str:

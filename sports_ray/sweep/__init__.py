@@ -5,6 +5,7 @@ suggest    the same from what was found so far, by optuna
 spec       all that a sweep is: backbones, space, scheduler, resources; the config of each trial
 halving    which trials go on at a rung, compared with their own backbone's alone
 resources  what a trial gets, and how many fit at once
+patience   storage that fails for a moment is tried again
 folder     the sweep's folder: what is written once, what is decided line by line, what is read
 conduct    what comes next: which trial starts, goes on, stops, has ended; every answer is in the folder before it is given
 board      the leaderboard and the best settings as recipes

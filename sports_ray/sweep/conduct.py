@@ -3,19 +3,23 @@ after any death the same sweep goes on."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sports_ray.errors import ConfigError
+from sports_ray.errors import ConfigError, RunError, StorageError
 from sports_ray.recipe import to_toml
 from sports_ray.score.main_score import NAMES, score_of
 from sports_ray.sweep import board
 from sports_ray.sweep.folder import Decision, SweepDir
 from sports_ray.sweep.halving import goes_on
+from sports_ray.sweep.patience import patiently
 from sports_ray.sweep.space import Params, space_of
 from sports_ray.sweep.spec import SweepSpec, Trial
 from sports_ray.sweep.suggest import Told, suggest
+
+log = logging.getLogger(__name__)
 
 HALVED = "successive halving"
 """The reason with which a trial stops at a rung."""
@@ -66,15 +70,19 @@ class Conductor:
         for name, trial in self.trials.items():
             if name in self._ends or name not in self._params:
                 continue
-            history = self.folder.history(name)
+            history = self._history(name)
             if history and self.folder.finished_epochs(name) >= self._epochs(trial):
                 self.ended(name, "done")
             else:
-                self._halved(name)
+                self._halved(name, history)
 
-    def _halved(self, name: str) -> bool:
+    def _history(self, name: str) -> list[dict[str, Any]]:
+        """The evaluations of a trial's run; StorageError if they cannot be read for a while."""
+        return patiently(lambda: self.folder.history(name))
+
+    def _halved(self, name: str, history: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the trial's run has passed a rung at which it had to stop; then it has ended."""
-        halved = any(self.evaluated(name, line) for line in self.folder.history(name))
+        halved = any(self.evaluated(name, line) for line in history)
         if halved:
             self.ended(name, "stopped", HALVED)
         return halved
@@ -139,17 +147,35 @@ class Conductor:
         return "" if self._answers[name, epoch] else HALVED
 
     def ended(self, name: str, state: str, reason: str = "") -> None:
-        """A trial is over: done, stopped or failed. Its row is recorded, then the leaderboard and the weights follow."""
-        result = board.result(self.folder.history(name), self.spec.metric)
+        """A trial is over: done, stopped or failed. Its row is recorded, then the leaderboard and the weights follow.
+
+        RunError if it is done without an evaluation, StorageError if its run cannot be read: such a row would stay wrong."""
+        history = self._history(name)
+        if state == "done" and not history:
+            raise RunError(
+                f"trial {name}",
+                got="an end without an evaluation: no checkpoint of its run is there, or sound",
+                want="the history of its training",
+                cure=f"restore a copy; or delete {self.folder.storage.uri}/{name}, and it is trained again",
+            )
+        result = board.result(history, self.spec.metric)
         self._decide(kind="end", trial=name, state=state, reason=reason, result=result)
         self.running.discard(name)
-        self.publish()
+        try:
+            self.publish()
+        except StorageError as error:  # comes again with the next end, and at each start
+            log.warning("leaderboard.not_written reason=%s", error)
 
     def interrupted(self, name: str) -> bool:
         """A trial has left before its end. Whether it waits to be started again: one that left in the very moment in which a
         rung told it to stop has ended."""
         self.running.discard(name)
-        return not self._halved(name)
+        try:
+            history = self._history(name)
+        except StorageError as error:  # started again, it comes to the same rung and gets the same answer
+            log.warning("trial.unreadable name=%s reason=%s", name, error)
+            history = []
+        return not self._halved(name, history)
 
     @property
     def finished(self) -> bool:

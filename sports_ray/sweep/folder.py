@@ -1,6 +1,6 @@
 """The folder of a sweep: a store of its own for the trials' runs, and beside them
 
-sweep.json           what the sweep is, sealed; written once, and again only for more samples
+sweep.json           what the sweep is, sealed; written again for more samples, other resources, other places
 manifest.arrow       the photographs, as all trials see them
 decisions.jsonl      a line a decision, each with a crc32 of itself; always written whole, before anybody acts on it
 leaderboard.*        csv and json; a function of the two above and of the runs
@@ -18,11 +18,13 @@ from contextlib import suppress
 from typing import Any
 
 from sports_ray.data.manifest import Manifest
-from sports_ray.errors import RunError, SportsRayError
+from sports_ray.errors import FencedError, RunError, SportsRayError, StorageError, UserError
 from sports_ray.store.codec import canonical, seal, unseal
 from sports_ray.store.commit import RECORD, CommitId
+from sports_ray.store.lease import Owner, holder
 from sports_ray.store.run_dir import MANIFEST, RunDir, checked_run_name
 from sports_ray.store.storage import Storage, below, is_temporary, open_storage
+from sports_ray.sweep.patience import patiently
 from sports_ray.sweep.spec import SweepSpec
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,12 @@ class SweepDir:
         self.storage.write(MANIFEST, manifest.to_bytes())
         self.storage.write(SWEEP, seal({**spec.to_json(), "command": list(command)}))
 
+    def has_manifest(self, manifest: Manifest) -> bool:
+        """Whether the photographs lie there as these very bytes; one that cannot be read counts as another."""
+        with suppress(StorageError):
+            return self.storage.find(MANIFEST) == manifest.to_bytes()
+        return False
+
     def manifest(self) -> Manifest:
         return Manifest.from_bytes(self.storage.read(MANIFEST))
 
@@ -77,15 +85,27 @@ class SweepDir:
         return found
 
     def write_decisions(self, decisions: Iterable[Decision]) -> None:
-        self.storage.write(
-            DECISIONS, "".join(canonical({**one, "crc": _crc(one)}) + "\n" for one in decisions).encode()
-        )
+        """Tried again for a while: what a training outlives must not end the sweep. FencedError if it is another's by then."""
+        content = "".join(canonical({**one, "crc": _crc(one)}) + "\n" for one in decisions).encode()
+        patiently(lambda: self.storage.write(DECISIONS, content), again=self._check_driver)
+
+    def _check_driver(self) -> None:
+        """FencedError if another process holds the sweep: while this one could not write, its beat stood still too."""
+        found, mine = holder(self.storage), Owner.current()
+        if found and found.id and (found.place, found.pid, found.start) != (mine.place, mine.pid, mine.start):
+            raise FencedError(
+                f"sweep {self.storage.uri} has been taken over",
+                got=f"host {found.host}, pid {found.pid} as its owner",
+                cure="nothing to do: the other driver goes on; this one was silent for too long",
+            )
 
     def history(self, trial: str) -> list[dict[str, Any]]:
-        """A trial's evaluations: those of its newest commit, which are what it goes on from; none without one."""
-        with suppress(SportsRayError):
+        """A trial's evaluations: those of its newest commit, which are what it goes on from; none without one.
+
+        StorageError if that cannot be told now: the row of a trial that has ended is never made again."""
+        with suppress(UserError):
             run_dir = self.run_dir(trial)
-            commit = _newest(run_dir)
+            commit = _newest(run_dir, sure=True)
             if commit is not None:
                 state = unseal(run_dir.storage.read(f"{commit.folder}/{RECORD}"), RECORD)["state"]
                 return list(state["history"])
@@ -124,11 +144,11 @@ def find_sweep(name: str, store: str) -> SweepDir | None:
     return None
 
 
-def _newest(run_dir: RunDir) -> CommitId | None:
+def _newest(run_dir: RunDir, sure: bool = False) -> CommitId | None:
     """The newest finished commit; its record and its files' sizes are right."""
     from sports_ray.engine.overview import newest_commit  # brings torch
 
-    return newest_commit(run_dir)[0]
+    return newest_commit(run_dir, sure=sure)[0]
 
 
 def _crc(line: Mapping[str, Any]) -> str:

@@ -12,12 +12,20 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sports_ray.predict.blocks import ROWS
+from sports_ray.errors import SportsRayError
+from sports_ray.orchestrate.predict import compute_all_here, compute_on_ray
+from sports_ray.predict.blocks import ROWS, Shelf
+from sports_ray.predict.compute import Job
+from sports_ray.predict.images import list_split
+from sports_ray.predict.member import find_member
+from sports_ray.predict.views import views_of
 from sports_ray.processes import below
 from tests.support.evaluating import results
 from tests.support.members import make_member, photographs
@@ -103,6 +111,25 @@ def test_killed_driver_and_killed_actor_end_in_the_bytes_of_the_in_process_comma
     assert shown.code == 0 and not shown.err, shown.err
     assert results(tmp_path / "store") == results(place / "whole" / "store")
     assert {path: written for path, written in blocks_of(tmp_path).items() if path in kept} == kept
+
+
+def test_error_that_no_retry_mends_is_told_as_without_ray(place: Path, tmp_path: Path, ray_session: None) -> None:
+    """A worker's own: of its model, and of what it writes."""
+    member = find_member("a", str(place / "runs"))
+    images, views = list_split(str(place / "set"), "test", member.classes), tuple(views_of("none", member.spec))
+    shelf = Shelf.of(str(tmp_path), "a", {}, len(images), len(member.classes))
+    job = Job(member, images, views, shelf, shelf.missing([view.name for view in views]), "cpu", 32)
+    (tmp_path / "file").write_bytes(b"")
+    for broken in (
+        replace(job, member=replace(member, sha256="0" * 64)),
+        replace(job, shelf=replace(shelf, store=str(tmp_path / "file"))),
+    ):
+        told = []
+        for compute in (compute_all_here, partial(compute_on_ray, workers="1")):
+            with pytest.raises(SportsRayError) as caught:
+                compute([broken], lambda event: None)
+            told.append((type(caught.value), str(caught.value)))
+        assert told[0] == told[1] and "Traceback" not in told[0][1]
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,7 +67,9 @@ def test_driver_that_was_believed_dead_and_wakes_up_leaves_the_run_alone(
             heir.until("start")
             heir.until("evaluated")
             wake()
-            assert frozen.end() == 3 and "another driver took the run over" in frozen.errors, frozen.errors
+            assert frozen.end() == 3
+            # Its driver sees it at the lease, its worker at the fence: whoever is first.
+            assert re.search("another driver took the run over|attempt 1 at .* has been replaced", frozen.errors)
             assert heir.end() == 0, heir.errors
     assert_one_history(config, unbroken)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -146,3 +147,38 @@ def test_unusual_files_are_read_in_a_fresh_process_too(tmp_path: Path) -> None:
         item[0] for finding in report["findings"] if finding["kind"] == "unreadable" for item in finding["items"]
     ]
     assert unreadable == ["train/basketball/damaged.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("models",), 141), (("--help",), 141), (("train", "--help"), 141), (("train", "--epoch", "3", "--json"), 2)],
+)
+def test_command_whose_reader_has_left_ends_without_a_word(words: tuple[str, ...], code: int) -> None:
+    """As `cat` does in a shell, killed by SIGPIPE; a mistake keeps its exit code and its line on stderr."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        command = [sys.executable, "-m", "sports_ray", *words]
+        ended = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == code
+    assert not ended.stderr if code == 141 else (ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1)
+
+
+def test_command_whose_reader_has_left_both_streams_ends_with_its_own_code() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        command = [sys.executable, "-m", "sports_ray", "train", "--epoch", "3", "--json"]
+        assert subprocess.run(command, stdout=pipe, stderr=pipe, timeout=60).returncode == 2
+
+
+def test_pipe_that_breaks_between_processes_is_no_reader_that_left(tmp_path: Path) -> None:
+    """click would end with exit code 1 and not say a word of it."""
+    script = (
+        "import sports_ray.cli as c, sports_ray.cli.models as m\n"
+        "def broken(**_): raise BrokenPipeError(32, 'a loader process is gone')\n"
+        "m.models.callback = broken\n"
+        "import sys; sys.argv = ['sports-ray', 'models']; c.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "a loader process is gone" in ended.stderr

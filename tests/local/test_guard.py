@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sports_ray.data.demo import draw_demo
+from sports_ray.engine import guard
 from sports_ray.engine.guard import GROWTH_INTERVAL, LossScale, Watchdog, is_out_of_memory
 from sports_ray.engine.learner import Progress
 from sports_ray.engine.step import optimiser_step
@@ -187,9 +188,9 @@ def test_watchdog_lets_a_process_that_moves_go_on_and_waits_longer_for_slow_step
     with Watchdog(least=5, first=50, on_hang=hung.append) as watchdog:
         assert watchdog.patience == 50
         for _ in range(3):
-            watchdog.beat()
+            watchdog.beat("step")
         assert watchdog.patience == 5
-        watchdog._gaps.extend([1.0] * 50)
+        watchdog._gaps["step"].extend([1.0] * 50)
         assert watchdog.patience == 20
     assert hung == []
 
@@ -202,3 +203,91 @@ def test_watchdog_speaks_once_when_beats_stop() -> None:
             with contextlib.suppress(RuntimeError):
                 watchdog._thread.join(0.01)
     assert len(hung) == 1 and hung[0] > 0.02
+
+
+class Clock:
+    """A watchdog's clock, and the event it waits for: the n-th of its waits takes as long as the n-th number says."""
+
+    def __init__(self, *waits: float) -> None:
+        self.now, self.waits = 1000.0, list(waits)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        if not self.waits:
+            return True
+        self.now += self.waits.pop(0)
+        return False
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, clock: Clock, hung: list[float]) -> Watchdog:
+    """A watchdog that lives by that clock, its thread not started; it says in `hung` for how long nothing moved."""
+    monkeypatch.setattr(guard, "time", clock)
+    watchdog = Watchdog(least=60, first=900, on_hang=hung.append)
+    watchdog._stopped = clock  # type: ignore[assignment]
+    return watchdog
+
+
+def test_a_process_that_was_suspended_is_not_taken_for_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    hung: list[float] = []
+    watched(monkeypatch, Clock(1.0, 1.0, 5000.0, 1.0, *[1.0] * 890), hung)._watch()
+    assert hung == [], "after `fg` it was given no time to end its step"
+    watched(monkeypatch, Clock(1.0, 1.0, 5000.0, 1.0, *[1.0] * 910), hung)._watch()
+    assert hung == [901.0], "one that hangs after it was suspended is no longer found"
+
+
+def test_a_watchdog_that_is_late_by_little_still_finds_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine its looks come late; only a gap of more than five seconds beyond its wait tells of a suspension."""
+    hung: list[float] = []
+    watched(monkeypatch, Clock(*[5.5] * 200), hung)._watch()
+    assert hung == [164 * 5.5]
+
+
+def beat_after(watchdog: Watchdog, clock: Clock, kind: guard.Kind, *gaps: float) -> None:
+    for gap in gaps:
+        clock.now += gap
+        watchdog.beat(kind)
+
+
+def test_quick_evaluation_batches_do_not_make_the_slow_step_after_them_look_hung(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    watchdog = watched(monkeypatch, clock, [])
+    beat_after(watchdog, clock, "step", *[100.0] * 60)
+    assert watchdog.patience == 2000
+    beat_after(watchdog, clock, "evaluation", *[2.0] * 300)
+    assert watchdog.patience == 2000
+    beat_after(watchdog, clock, "evaluation", *[200.0] * 300)
+    assert watchdog.patience == 4000, "slow evaluation batches"
+
+
+def test_first_steps_have_the_long_patience_even_after_an_evaluation_that_a_stop_had_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    watchdog = watched(monkeypatch, clock, [])
+    beat_after(watchdog, clock, "evaluation", *[2.0] * 50)
+    assert watchdog.patience == 900
+    beat_after(watchdog, clock, "step", 800.0, 1.0, 1.0)
+    assert watchdog.patience == 60
+
+
+def test_a_wait_on_purpose_may_take_as_long_as_it_says_and_the_time_after_it_counts_from_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, hung = Clock(), list[float]()
+    watchdog = watched(monkeypatch, clock, hung)
+    beat_after(watchdog, clock, "step", *[1.0] * 10)
+    with watchdog.waiting(600):
+        clock.waits = [1.0] * 599
+        watchdog._watch()
+    assert hung == []
+    clock.waits = [1.0] * 59
+    watchdog._watch()
+    assert hung == [] and watchdog.patience == 60
+    with watchdog.waiting(600):
+        clock.waits = [1.0] * 700
+        watchdog._watch()
+    assert hung == [601.0], "a store that never answers"

@@ -12,9 +12,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from sports_ray.data.demo import draw_demo
-from sports_ray.store.commit import newest
+from sports_ray.errors import StorageError
+from sports_ray.store.attempt import begin_attempt
+from sports_ray.store.commit import newest, write_commit
 from sports_ray.store.storage import open_storage
 from tests.support.running import Running
 from tests.support.shell import sports_ray
@@ -200,3 +203,22 @@ def test_run_pauses_before_more_is_unsaved_than_allowed_and_goes_on_from_what_is
     assert commit is not None and commit.step == paused["step"], passed
     assert sports_ray(place, *shlex.split(paused["command"])[1:]).code == 0
     assert files(store / "run") == whole
+
+
+def test_commit_that_filled_the_disk_makes_room_for_a_newer_one(store: Path) -> None:
+    if not os.path.ismount(store.parent):
+        pytest.skip("needs a small disk of its own")
+    storage = open_storage(str(store / "run"))
+    token = begin_attempt(storage, {}).token
+
+    def commit(step: int, megabytes: int) -> None:
+        parts = {name: {"w": torch.zeros(megabytes << 20, dtype=torch.uint8)} for name in ("model", "optim", "ema")}
+        write_commit(storage, step, token, parts, {"step": step})
+
+    commit(1, 5)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="ENOSPC"):
+            commit(2, 20)
+    commit(3, 14)  # with 15 MB of the first one and 40 MB of the second one there would be 9 MB left of 64 MB
+    found, passed_over = newest(storage)
+    assert found is not None and found.step == 3 and not passed_over

@@ -116,6 +116,40 @@ def test_a_measurement_that_fails_leaves_the_threads_as_they_were(monkeypatch: p
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize("lone", [{"loop.global_batch": 1, "loop.lanes": 1}, {"loop.micro_batch": 1}])
+def test_a_measurement_with_a_lone_image_bears_a_map_of_one_pixel(lone: dict[str, int]) -> None:
+    """test_resnet's last map of 32 pixels is 1 x 1: batch norm has one value a channel there, as in such a training."""
+    config = build_config(None, {"model.name": "test_resnet", "model.weights": "none", "data.image_size": 32, **lone})
+    model = create(config.model, 2, 32)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    assert choose_precision(config, model, image_spec(model, 32), torch.device("cpu")) in ("fp32", "bf16")
+    assert_same_bits(before, dict(model.state_dict()))
+
+
+class Counter(nn.Module):
+    """Notes how many images it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.images = nn.Parameter(torch.ones(3)), set[int]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.images.add(len(images))
+        return images.mean((2, 3)) * self.weight
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "micro_batch", "images"), [(64, 0, 8), (3, 0, 3), (64, 2, 2), (64, 32, 8), (3, 5, 3)]
+)
+def test_a_measurement_takes_no_more_images_at_once_than_training(
+    global_batch: int, micro_batch: int, images: int
+) -> None:
+    settings = {"loop.global_batch": global_batch, "loop.micro_batch": micro_batch, "loop.lanes": 1}
+    config, model = build_config(None, {"model.name": "test_resnet", "data.image_size": 32, **settings}), Counter()
+    choose_precision(config, model, image_spec(create(config.model, 2, 32), 32), torch.device("cpu"))
+    assert model.images == {images}
+
+
 @pytest.mark.parametrize(
     ("gpu", "name", "choice"),
     [

@@ -1,16 +1,25 @@
 """What a person sees while a command works: a bar on a terminal; plain lines in a pipe, and in a notebook, whose `!` has a
-terminal for its commands too."""
+terminal for its commands too. Where nothing can be written any more the work goes on unseen."""
 
 from __future__ import annotations
 
+import errno
+import io
 import re
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sports_ray.cli.show import PlainShow
+from sports_ray.cli.blocks_show import BlocksShow
+from sports_ray.cli.show import JsonShow, LiveShow, PlainShow
+from sports_ray.cli.sweep_show import LiveSweep, SweepShow
 from sports_ray.data.demo import draw_demo
+from sports_ray.store.run_dir import RunDir
+from sports_ray.store.storage import open_storage
 from tests.support.members import make_member, photographs
 from tests.support.shell import sports_ray
 from tests.support.terminal import CONTROL, on_terminal
@@ -80,3 +89,105 @@ def test_in_a_pipe_and_in_a_notebook_the_same_run_is_plain_lines(place: Path) ->
 def test_other_commands_too_write_plain_lines_in_a_notebook(place: Path, words: tuple[str, ...]) -> None:
     code, shown = on_terminal(place, *words, environment=NOTEBOOK)
     assert code == 0 and shown.strip() and not CONTROL.search(shown), repr(shown)
+
+
+def started(place: Path, *words: str, stdout: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sports_ray", *words]
+    return subprocess.Popen(command, cwd=place, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def assert_trained_in_silence(place: Path, run: str, code: int, err: str) -> None:
+    assert (code, err) == (0, "")
+    assert RunDir.open(open_storage(str(place / "runs")), run).finished_epochs() == EPOCHS
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)], ids=["lines", "json"])
+def test_training_whose_reader_leaves_after_the_first_line_goes_on_to_its_end(
+    place: Path, flags: tuple[str, ...]
+) -> None:
+    run = "left" + "".join(flags)
+    with started(place, *train(run), *flags, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout.readline()
+        child.stdout.close()
+        err = child.stderr.read()
+        assert_trained_in_silence(place, run, child.wait(60), err)
+
+
+def test_training_whose_lines_go_to_a_full_disk_goes_on_to_its_end(place: Path) -> None:
+    with open("/dev/full", "w") as full, started(place, *train("full"), stdout=full.fileno()) as child:
+        _, err = child.communicate(timeout=60)
+        assert_trained_in_silence(place, "full", child.wait(60), err)
+
+
+class Broken(io.StringIO):
+    """A terminal that takes a few writes, and then is gone."""
+
+    left = 1
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.EIO, "the terminal is gone")
+        return super().write(text)
+
+    def flush(self) -> None:
+        if self.left < 0:
+            raise OSError(errno.EIO, "the terminal is gone")
+
+
+STEP = {"kind": "step", "step": 1, "total_steps": 9, "epoch": 1, "epochs": 1, "images_per_second": 9.0, "loss": 1.0}
+EVALUATED = {"kind": "evaluated", "epoch": 1, "step": 9, "val_acc1": 0.5, "val_loss": 1.0, "best": True}
+RESTART = {"kind": "restart", "reason": "a worker is gone"}
+WORK = {"kind": "work", "member": "m", "images": 9, "to_do": 9, "device": "cpu"}
+BLOCK = {"kind": "block", "member": "m", "images": 1, "bad": 0}
+ROW = {"trial": "t", "state": "open", "params": {}, "epochs": 0, "val_acc1": None}
+
+
+def show_training(show: PlainShow | JsonShow) -> None:
+    show.fact("run", "there")
+    for event in (STEP, EVALUATED, RESTART, STEP):
+        show.event(event)
+    show.close()
+    show.fact("done", "there")
+
+
+def show_sweep(show: SweepShow) -> None:
+    for event in (STEP, EVALUATED, RESTART, EVALUATED, RESTART):
+        show.event("t", event)
+    show.close()
+
+
+def show_blocks(show: BlocksShow) -> None:
+    for event in (WORK, *[BLOCK] * 9, {"kind": "fitting"}):
+        show.event(event)
+    show.close()
+
+
+@pytest.mark.parametrize(
+    "shows",
+    [
+        lambda: show_training(JsonShow()),
+        lambda: show_training(PlainShow()),
+        lambda: show_training(LiveShow()),
+        lambda: show_sweep(SweepShow(PlainShow())),
+        lambda: show_sweep(LiveSweep(LiveShow(), [ROW])),
+        lambda: show_blocks(BlocksShow(LiveShow(), as_json=False)),
+    ],
+    ids=["json", "lines", "bar", "lines of a sweep", "table of a sweep", "blocks"],
+)
+@pytest.mark.parametrize("writes", [0, 1, 3])
+def test_show_that_cannot_be_written_is_quiet_from_then_on(
+    shows: Callable[[], None], writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    out = Broken()
+    out.left = writes
+    monkeypatch.setattr(sys, "stdout", out)
+    shows()
+    assert -2 <= out.left < 0, (
+        "it failed once for the command's own show and once for another beside it, if there is one"
+    )

@@ -20,10 +20,12 @@ import torch
 
 from sports_ray.data.demo import draw_demo
 from sports_ray.errors import ConfigError, FencedError, RunError, StorageError
+from sports_ray.store.arrow import MERGED_FROM
 from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.commit import is_finished, list_commits, newest, read_commit, write_commit
 from sports_ray.store.fence import is_orphan, read_fences
 from sports_ray.store.lease import Lease, Owner
+from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import Storage, below, open_storage
 from tests.support import runs
 from tests.support.s3 import CREDENTIALS, FAULTS, FaultyProxy, address, download, s3_server
@@ -156,6 +158,24 @@ def test_dead_endpoint_is_an_error_in_bounded_time(server: int, proxy: FaultyPro
     assert time.monotonic() - start < 60
     with pytest.raises(ConfigError, match="request_timeout=soon.*seconds"):
         open_storage(address(port, "dead", request_timeout="soon"))
+
+
+def test_timings_are_read_side_by_side_and_merged_at_the_next_start(server: int) -> None:
+    """An event is an object: read one after another, those of a week would take ten minutes before the first step."""
+    events = [{"kind": "commit", "step": step} for step in range(MERGED_FROM)]
+    with FaultyProxy(server, delay=0.1) as proxy:
+        run = RunDir(open_storage(address(proxy.port, "timings")))
+        for event in events:
+            run.append_timing(event)
+        proxy.choose = lambda method, path: "slow" if method in ("GET", "HEAD") else None
+        start = time.monotonic()
+        assert run.read_timings() == events
+        assert time.monotonic() - start < 0.1 * MERGED_FROM, "one request after another"
+        proxy.choose = lambda method, path: None
+        run.sweep()
+        before = len(proxy.requests)
+        assert run.read_timings() == events
+        assert len(proxy.requests) - before <= 4
 
 
 def command(photos: Path, store: str) -> list[str]:

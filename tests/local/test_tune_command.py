@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from sports_ray.cli.show import JsonShow
+from sports_ray.cli.tune import show_end
 from sports_ray.data.demo import draw_demo
+from sports_ray.sweep.conduct import Conductor
 from tests.support.shell import Shown, sports_ray
+from tests.support.sweeps import leave, line, made_up, sweep_dir
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     draw_demo(folder / "set", classes=2, per_class=6, size=40)
+    (folder / "by-loss.toml").write_text('[loop]\nearly_stop_metric = "loss"\n')
     return folder
 
 
@@ -57,6 +62,10 @@ def test_dry_run_names_every_trial_and_writes_nothing(place: Path) -> None:
         (("--samples", "3"), "nothing to search for test_resnet"),
         (("--space", "optim.lr=1,2", "--samples", "5"), "cure: --search grid"),
         (("--space", "optim.lr=1,2", "--recipe", "quick", "--recipe", "quick", "--recipe", "quick"), "one for each"),
+        (
+            ("--space", "optim.lr=1,2", "--recipe", "quick", "--recipe", "by-loss.toml"),
+            "loop.early_stop_metric; got acc1 for test_resnet, loss for test_vit; wanted the same for all",
+        ),
         (("--space", "loop.epochs=3,9", "--scheduler", "asha"), "trials of the same length"),
         (("--space", "optim.lr=1,2", "--sweep", "a/b"), "name of the run"),
         (("--space", "optim.lr=1,2", "--models", "test_resnet,test_rexnet"), "test_resnet"),
@@ -67,3 +76,18 @@ def test_what_cannot_be_is_refused_in_one_line_before_the_start(place: Path, wor
     shown = tune(place, *words)
     assert shown.code == 2 and part in shown.err, shown.err
     assert shown.err.count("\n") == 1 and "Traceback" not in shown.err and not shown.out
+
+
+@pytest.mark.parametrize("metric", ["acc1", "loss"])
+def test_recipes_of_one_metric_go_together_whichever_it_is(place: Path, metric: str) -> None:
+    words = ("--space", "optim.lr=1,2", "--samples", "2", "--recipe", "quick", "--recipe", "by-loss.toml")
+    shown = tune(place, *words, "--set", f"loop.early_stop_metric={metric}")
+    assert shown.code == 0, shown.err
+
+
+def test_winner_without_a_score_is_shown_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conductor = Conductor(made_up(), folder := sweep_dir(tmp_path))
+    leave(folder, "test_vit-000", [{**line(9, 0.5), "val_acc1": None, "ema_val_acc1": None}], finished=True)
+    conductor.ended("test_vit-000", "done")
+    assert show_end(conductor, JsonShow()) == 0
+    assert '"val_acc1": null' in capsys.readouterr().out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Callable
@@ -16,10 +18,11 @@ from safetensors.torch import load_file, save
 from sports_ray.errors import ConfigError, FencedError, RunError, StorageError
 from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.codec import Encoded, canonical, parse, seal, unseal
-from sports_ray.store.commit import list_commits, newest, read_commit, write_commit
+from sports_ray.store.commit import CommitId, list_commits, newest, read_commit, write_commit
 from sports_ray.store.fence import Fence, check, is_orphan, read_fences
+from sports_ray.store.local import LocalStorage
 from sports_ray.store.run_dir import RunDir
-from sports_ray.store.storage import Storage, open_storage
+from sports_ray.store.storage import Data, Storage, chunks_of, failures, open_storage
 
 
 def tensors(step: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -244,6 +247,81 @@ def test_storage_that_went_away_is_an_error_and_not_a_new_run(run: Storage) -> N
     with pytest.raises(StorageError, match="fence 1"):
         commit(run, 40, 1)
     assert not list(Path(run.uri).iterdir())
+
+
+class Failing(LocalStorage):
+    """The same files; writes of paths that hold `where` fail, or all that would fill more than `room` bytes."""
+
+    def __init__(self, root: str, where: str = "", number: int = errno.ENOSPC, room: float = 1e9) -> None:
+        super().__init__(root)
+        self.where, self.number, self.room = where, number, room
+
+    def write(self, path: str, data: Data) -> None:
+        content = b"".join(chunks_of(data))
+        full = len(content) > self.room - sum(found.stat().st_size for found in files_of(self))
+        with failures("write", path):
+            if full or (self.where and self.where in path):
+                raise OSError(self.number, os.strerror(self.number))
+        super().write(path, content)
+
+
+@pytest.mark.parametrize("where", ["optim", "COMMIT.json"])
+def test_try_that_finds_no_room_leaves_none_of_its_files(run: Storage, where: str) -> None:
+    run.write("checkpoints/step-00000035-a0001/model.safetensors", b"left by an earlier try")
+    run.write("checkpoints/step-00000036-a0002/model.safetensors", b"of another attempt")
+    others = [path for path in files_of(run) if "00000035" not in str(path)]
+    with pytest.raises(StorageError, match="ENOSPC"):
+        commit(Failing(run.uri, where), 40, 1)
+    assert files_of(run) == others
+    assert list_commits(run) == [CommitId(10, 1), CommitId(20, 1), CommitId(30, 1), CommitId(36, 2)]
+
+
+def test_newer_commit_needs_no_room_beside_one_that_found_none(run: Storage) -> None:
+    disk = Failing(run.uri)
+    sizes = {path: path.stat().st_size for path in files_of(run)}
+    used, each = sum(sizes.values()), sum(size for path, size in sizes.items() if "step-00000030" in str(path))
+    disk.room = used + 0.9 * each
+    for step in (40, 50, 40):
+        with pytest.raises(StorageError, match="ENOSPC"):
+            commit(disk, step, 1)
+    disk.room = used + 1.1 * each
+    commit(disk, 60, 1)
+    assert newest(disk)[0].step == 60  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("where", ["optim", "COMMIT.json"])
+def test_commit_that_stands_survives_a_second_one_of_its_step_that_finds_no_room(run: Storage, where: str) -> None:
+    with pytest.raises(StorageError, match="ENOSPC"):
+        write_commit(Failing(run.uri, where), 30, 1, tensors(31), {"step": 31})
+    found = read_commit(run, 30)
+    assert found.state["step"] == 30 and torch.equal(found.load("model")["count"], torch.tensor(30))
+
+
+def test_commit_whose_record_is_there_is_not_deleted_for_what_fails_after_it(storage: Storage) -> None:
+    token = begin_attempt(storage, {}).token
+    with pytest.raises(StorageError, match="ENOSPC"):
+        commit(Failing(storage.uri, "begun"), 10, token)
+    assert newest(storage)[0].step == 10  # type: ignore[union-attr]
+
+
+def test_store_that_is_away_is_not_asked_to_delete(run: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a server is dead each request takes its time limit, and a pause waits for it."""
+    asked: list[str] = []
+    monkeypatch.setattr(Failing, "delete", lambda self, path: asked.append(path))
+    with pytest.raises(StorageError, match="ETIMEDOUT"):
+        commit(Failing(run.uri, "optim", errno.ETIMEDOUT), 40, 1)
+    assert not asked
+
+
+def test_leftovers_that_cannot_be_deleted_do_not_hide_why_the_commit_failed(
+    run: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Failing, path: str) -> None:
+        raise StorageError("cannot delete", got="EROFS")
+
+    monkeypatch.setattr(Failing, "delete", refuse)
+    with pytest.raises(StorageError, match="ENOSPC"):
+        commit(Failing(run.uri, "optim"), 40, 1)
 
 
 def test_same_step_again_replaces_the_state_and_keeps_what_verifies(run: Storage) -> None:

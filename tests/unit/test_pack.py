@@ -12,9 +12,11 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow.fs import LocalFileSystem
 
 from sports_ray.bench.pack import opened, write_synthetic
 from sports_ray.config import AugmentConfig, DataConfig, ImageSpec
+from sports_ray.data import pack_write
 from sports_ray.data.demo import draw_demo
 from sports_ray.data.files import open_files
 from sports_ray.data.loader import Batch, stream
@@ -24,6 +26,7 @@ from sports_ray.data.pack import PackRecord, open_pack
 from sports_ray.data.pack_write import PackReport, write_pack
 from sports_ray.data.scan import scan
 from sports_ray.errors import DataError
+from sports_ray.store.arrow import ArrowStorage
 
 from .test_manifest import photo, tree, write
 
@@ -222,6 +225,28 @@ def test_only_its_own_packing_goes_on_and_nothing_else_is_overwritten(
     (tmp_path / "odd" / "broken.jpg").symlink_to("nowhere")
     with pytest.raises(DataError, match="files that cannot be read; got odd/broken.jpg .*No such file"):
         packed(tmp_path, tmp_path / "other", facts)
+
+
+@pytest.mark.parametrize("storage", ["folder", "objects"])
+def test_packing_again_clears_its_own_remains_and_nothing_of_the_users(
+    folder: Path, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    out = tmp_path / "pack"
+    packed(folder, out, facts)
+    if storage == "objects":  # what runs through pyarrow here is the code that runs on s3:// and gs://
+        there = ArrowStorage(LocalFileSystem(), str(out), str(out))
+        monkeypatch.setattr(pack_write, "open_storage", lambda uri: there)
+    before = content(out)
+    remains = ("shards/00001.arrow", "parts/00000.arrow", ".PACK.json.0f.tmp", "shards/.00000.arrow.0f.tmp")
+    kept = ("README.md", "results.csv", "shards/notes.txt", "shards/1.arrow", "00007.arrow", "own/00000.arrow")
+    for name in (*remains, *kept):
+        write(out / name, b"it")
+    assert packed(folder, out, facts).made == 0
+    assert content(out) == {**before, **dict.fromkeys(kept, b"it")} and not (out / "parts").exists()
+    write(out / "parts" / "of a poem.txt", b"it")
+    write(out / "parts" / "00000.arrow", b"it")
+    packed(folder, out, facts)
+    assert [path.name for path in (out / "parts").iterdir()] == ["of a poem.txt"]
 
 
 def test_damage_is_named_and_never_trained_on(folder: Path, facts: Path, tmp_path: Path) -> None:

@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 
 from sports_ray.predict.blocks import ROWS, Shelf
-from sports_ray.predict.columns import ENSEMBLE, Damaged, Rows, Shelved, Tables, mean_of, parts, probabilities
+from sports_ray.predict.columns import (
+    ENSEMBLE,
+    Damaged,
+    Rows,
+    Shelved,
+    Tables,
+    independent,
+    mean_of,
+    output_errors,
+    parts,
+    probabilities,
+)
 from sports_ray.predict.views import views_of
+from sports_ray.score.evaluate import evaluate_predictions
 from sports_ray.score.merge import uniform
+from sports_ray.score.rows import NLL_CAP
 from tests.unit.test_predict_views import spec
 
 CLASSES = 4
@@ -42,18 +55,26 @@ def test_no_logit_whatever_makes_a_probability_that_is_none(average: str) -> Non
     for views in ([wild], [wild, tame], [wild, wild], [tame, wild]):
         mean = mean_of([probabilities(view) for view in views], average)
         assert np.isfinite(mean).all() and (mean >= 0).all()
-        np.testing.assert_allclose(mean.sum(1), 1, rtol=1e-5)
+        known = np.logical_or.reduce([np.isfinite(view).all(1) for view in views])
+        np.testing.assert_allclose(mean.sum(1), known, rtol=1e-5)
     both = mean_of([probabilities(wild), probabilities(tame)], average)
     np.testing.assert_allclose(both[:3], softmax(tame)[:3], rtol=1e-4)  # the sound view alone counts
 
 
-def shelved(store: Path, rows: int, errors: dict[int, str] | None = None) -> list[Shelved]:
+Broken = dict[tuple[str, int], list[int]]
+"""(member, number of the view) -> rows whose logits are not finite."""
+
+
+def shelved(
+    store: Path, rows: int, errors: dict[int, str] | None = None, broken: Broken | None = None
+) -> list[Shelved]:
     members = []
     for place, name in enumerate("ab"):
         shelf = Shelf.of(str(store), name, {"n": place}, rows, CLASSES)
         members.append(Shelved(name, shelf, views_of("hflip", spec())))
         for number, view in enumerate(members[-1].views):
             values = logits(rows, 10 * place + number)
+            values[(broken or {}).get((name, number), []), 1] = np.nan
             for block in range(shelf.blocks):
                 start, stop = shelf.span(block)
                 bad = [(errors or {}).get(row) for row in range(start, stop)]
@@ -76,6 +97,77 @@ def test_columns_are_members_their_plain_view_and_the_ensemble_and_bad_rows_are_
     np.testing.assert_allclose(whole[ENSEMBLE][good], ((mean["a"] + mean["b"]) / 2)[good], rtol=1e-6)
     assert all(not table[~good].any() for table in whole.values())
     assert [row for row, error in enumerate(tables.errors) if error] == [ROWS + 3]
+
+
+BROKEN: Broken = {("a", 0): [0, 1, 2], ("a", 1): [1, 2], ("b", 0): [2], ("b", 1): [2]}
+"""Row 0: a's plain view; row 1: all of a; row 2: everything."""
+
+
+@pytest.mark.parametrize("average", ["probs", "logits"])
+def test_a_row_without_a_finite_logit_is_zeros_and_counts_in_no_average(tmp_path: Path, average: str) -> None:
+    (part,) = parts(shelved(tmp_path / "broken", 9, None, BROKEN), average, uniform(["a", "b"]))
+    (whole,) = parts(shelved(tmp_path / "whole", 9), average, uniform(["a", "b"]))
+    empty = {name: np.flatnonzero(~rows.any(1)).tolist() for name, rows in part.columns.items()}
+    assert empty == {"a": [1, 2], "a/none": [0, 1, 2], "b": [2], "b/none": [2], ENSEMBLE: [2]}
+    np.testing.assert_allclose(part.columns["a"][0], probabilities(logits(9, 1))[0], rtol=1e-5)
+    np.testing.assert_allclose(part.columns[ENSEMBLE][1], part.columns["b"][1], rtol=1e-5)
+    assert all(np.array_equal(rows[3:], whole.columns[name][3:]) for name, rows in part.columns.items())
+    assert part.errors == [None] * 9, "of the photographs"
+
+
+def test_a_row_without_a_finite_logit_is_scored_as_an_error_with_the_largest_loss(tmp_path: Path) -> None:
+    (part,) = parts(shelved(tmp_path, 9, None, BROKEN), "probs", uniform(["a", "b"]))
+    scores = evaluate_predictions(part.columns, np.zeros(9, np.int64), list("wxyz"))
+    unsound = {one["name"]: one["unsound"] for one in scores["candidates"]}
+    assert unsound == {"a": 2, "a/none": 3, "b": 1, "b/none": 1, ENSEMBLE: 1}
+    losses = {one["name"]: one["nll"] for one in scores["candidates"]}
+    assert losses["a/none"] > 3 * NLL_CAP / 9
+
+
+def test_several_classes_a_photograph_keep_nan_where_nothing_is_finite(tmp_path: Path) -> None:
+    for average in ("probs", "logits"):
+        members = shelved(tmp_path / average, 9, None, BROKEN)
+        (part,) = parts(members, average, uniform(["a", "b"]), multilabel=True)
+        empty = {name: np.flatnonzero(np.isnan(rows).all(1)).tolist() for name, rows in part.columns.items()}
+        assert empty == {"a": [1, 2], "a/none": [0, 1, 2], "b": [2], "b/none": [2], ENSEMBLE: [2]}
+        np.testing.assert_array_equal(part.columns["a"][0], independent(logits(9, 1))[0])
+        np.testing.assert_array_equal(part.columns[ENSEMBLE][1], part.columns["b"][1])
+
+
+def test_logits_of_several_classes_are_averaged_however_sure_they_are(tmp_path: Path) -> None:
+    # From 17.3 on, the sigmoid as float32 is 1.0: +18 and -25 became 36.7 and -25.
+    firsts = np.array([[18, -18, 40, 200], [30, -3, 0, 1]], np.float32)
+    seconds = np.array([[-25, 25, -90, -201], [20, 5, 0, -1]], np.float32)
+    members = []
+    for name, values in (("a", firsts), ("b", seconds)):
+        shelf = Shelf.of(str(tmp_path), name, {}, 2, CLASSES)
+        shelf.write("plain", 0, values, [None, None])
+        members.append(Shelved(name, shelf, views_of("none", spec())))
+    (part,) = parts(members, "logits", uniform(["a", "b"]), multilabel=True)
+    mean = (firsts.astype(np.float64) + seconds) / 2
+    np.testing.assert_allclose(part.columns[ENSEMBLE], 1 / (1 + np.exp(-mean)), rtol=1e-6)
+    np.testing.assert_array_equal(part.columns["a"], independent(firsts))
+
+
+def test_views_of_several_classes_are_averaged_before_they_are_probabilities(tmp_path: Path) -> None:
+    shelf = Shelf.of(str(tmp_path), "a", {}, 1, CLASSES)
+    views = views_of("hflip", spec())
+    values = np.array([[18, -25, 3, 0]], np.float32), np.array([[-25, 18, 1, 0]], np.float32)
+    for view, row in zip(views, values, strict=True):
+        shelf.write(view.name, 0, row, [None])
+    (part,) = parts([Shelved("a", shelf, views)], "logits", multilabel=True)
+    mean = np.array([[-3.5, -3.5, 2.0, 0.0]])
+    np.testing.assert_allclose(part.columns["a"], 1 / (1 + np.exp(-mean)), rtol=1e-6)
+    np.testing.assert_array_equal(part.columns["a/none"], independent(values[0]))
+
+
+def test_a_photograph_whose_output_is_not_finite_gets_an_error_that_says_so() -> None:
+    table = np.array([[0.5, 0.5], [0, 0], [0, 0]], np.float32)
+    found = output_errors(table, [None, None, "an image is empty"], multilabel=False)
+    assert found == [None, "the model's output is not finite", "an image is empty"]
+    several = np.array([[0.5, np.nan], [0, 0], [np.nan, np.nan]], np.float32)
+    found = output_errors(several, [None, None, "an image is empty"], multilabel=True)
+    assert found == ["the model's output is not finite", None, "an image is empty"], "all may be improbable"
 
 
 def test_a_missing_block_names_its_member(tmp_path: Path) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from sports_ray.config import DataConfig
+from sports_ray.data.manifest import Manifest, build_manifest
+from sports_ray.data.pack_write import write_pack
 from sports_ray.errors import DataError
 from sports_ray.predict.digests import Digest, digests
 from sports_ray.predict.images import list_images, list_split, manifest_split, trained_on
+from tests.support.cifar import CLASSES as CIFAR
+from tests.support.cifar import drawn, write_binary
 from tests.support.members import CLASSES, jpeg, listed, photographs
 
 
@@ -92,6 +98,148 @@ def test_carved_validation_images_are_those_of_the_runs_manifest(tmp_path: Path)
     (folder / images.column("path")[1]).write_bytes(jpeg(77))
     with pytest.raises(DataError, match="1 photographs of val are not those of the run"):
         manifest_split(manifest, "val", str(folder))
+
+
+@pytest.mark.parametrize("kind", ["list", "pack", "tree"])
+def test_each_name_of_a_split_selects_its_rows_and_an_unknown_one_none(tmp_path: Path, kind: str) -> None:
+    """12 photographs of train, 8 of val and 4 of test, under the words that lists use."""
+    folder = photographs(photographs(photographs(tmp_path / "set", 12, "train"), 8, "val", seed=1), 4, "test", seed=2)
+    source = folder
+    if kind != "tree":
+        source = csv_of(folder, {"train": "Training", "val": "valid", "test": "test"})
+    if kind == "pack":
+        write_pack(str(source), str(tmp_path / "pack"), cache_dir=tmp_path)
+        source = tmp_path / "pack"
+    for names, split, count in (
+        (("train", "training", "Training"), "train", 12),
+        (("val", "valid", "validation"), "val", 8),
+        (("test", "testing"), "test", 4),
+    ):
+        for name in names:
+            found = list_split(str(source), name, CLASSES).column("path")
+            assert len(found) == count and {path.split("/")[0] for path in found} == {split}, name
+    with pytest.raises(
+        DataError,
+        match=r"no split nonsense in .*; got nonsense/? \(there is test.* train.* val.*choose another with --split NAME",
+    ):
+        list_split(str(source), "nonsense", CLASSES)
+
+
+def test_a_split_of_a_list_by_a_word_of_its_own_is_those_rows_alone(tmp_path: Path) -> None:
+    folder = photographs(photographs(photographs(tmp_path / "set", 4, "train"), 8, "holdout", seed=1), 4, seed=2)
+    words = {"train": "", "holdout": "Holdout", "test": "test"}
+    assert len(list_split(str(csv_of(folder, words)), "holdout", CLASSES)) == 8
+    with pytest.raises(DataError, match="unknown split 'Holdout'"):
+        list_split(str(folder / "list.csv"), "test", CLASSES)
+
+
+def test_a_split_that_cifar_does_not_have_is_refused(tmp_path: Path) -> None:
+    source, classes = str(write_binary(tmp_path / "bin", drawn())), CIFAR
+    assert len(list_split(source, "training", classes)) == 100 and len(list_split(source, "testing", classes)) == 20
+    for name, called in (("nonsense", "nonsense"), ("valid", "val")):
+        with pytest.raises(DataError, match=f"no split {called} in .*; got test, train; .*another with --split NAME"):
+            list_split(source, name, classes)
+
+
+def csv_of(folder: Path, words: dict[str, str]) -> Path:
+    """A list of all photographs of a tree; `words`: what it calls the split of each folder."""
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*.jpg"))
+    rows = [f"{path},{path.parts[1]},{words[path.parts[0]]}" for path in found]
+    (folder / "list.csv").write_text("\n".join(["filepaths,labels,data set", *rows]) + "\n")
+    return folder / "list.csv"
+
+
+def plain(folder: Path, count: int = 12, seed: int = 0) -> Path:
+    """Photographs in folders of their classes, and no folder of a split."""
+    return photographs(folder.parent, count, folder.name, seed=seed) / folder.name
+
+
+def carved(folder: Path, every: int = 3) -> Manifest:
+    """What a run was trained on that held out each n-th photograph below a folder."""
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*.jpg"))
+    splits = ["train" if number % every else "val" for number in range(len(paths))]
+    rows = [(str(path), CLASSES.index(path.parts[-2]), split) for path, split in zip(paths, splits, strict=True)]
+    return listed(folder, rows)
+
+
+def test_of_a_plain_folder_val_is_what_the_run_held_out(tmp_path: Path) -> None:
+    folder = plain(tmp_path / "set")
+    manifest = carved(folder)
+    held = manifest.rows("val").column("path").to_pylist()
+    shutil.copytree(folder, tmp_path / "copy")
+    write_pack(str(folder), str(tmp_path / "pack"), cache_dir=tmp_path)
+    for source in (folder, tmp_path / "copy", tmp_path / "pack"):
+        for name in ("val", "valid"):
+            images = list_split(str(source), name, CLASSES, manifest)
+            assert images.column("path") == held and len(held) == 4, source
+            assert images.column("label") == manifest.rows("val").column("label").to_pylist()
+            assert trained_on(images, manifest) == 0
+        assert len(list_split(str(source), "train", CLASSES, manifest)) == 8
+        assert len(list_split(str(source), "test", CLASSES, manifest)) == 12
+    (folder / held[0]).unlink()
+    assert list_split(str(folder), "val", CLASSES, manifest).column("path") == held[1:]
+
+
+def test_a_plain_folder_of_other_photographs_counts_as_val(tmp_path: Path) -> None:
+    manifest = carved(plain(tmp_path / "set"))
+    for other in (plain(tmp_path / "others", seed=7), plain(tmp_path / "fewer", 3)):
+        assert list_split(str(other), "val", CLASSES, manifest) == list_split(str(other), "val", CLASSES)
+
+
+def test_photographs_that_a_run_names_by_absolute_paths_are_not_taken_for_those_of_another_folder(
+    tmp_path: Path,
+) -> None:
+    folder = photographs(tmp_path / "set", 8, "train")
+    rows = [(str(path), CLASSES.index(path.parts[-2]), "val") for path in folder.rglob("*.jpg")]
+    other = photographs(tmp_path / "other", 4, "val", seed=5)
+    images = list_split(str(other), "val", CLASSES, listed(tmp_path, rows))
+    assert len(images) == 4 and {path.split("/")[0] for path in images.column("path")} == {"val"}
+
+
+@pytest.mark.parametrize("settings", [{"val": "carve"}, {"folds": 2, "fold": 1}, {"val": "extra"}, {"train": "extra"}])
+def test_val_is_what_the_run_held_out_whatever_its_settings(tmp_path: Path, settings: dict[str, object]) -> None:
+    """Beside a folder val/, which another run would have validated on."""
+    folder = tmp_path / "set"
+    for seed, split in enumerate(("train", "val", "extra")):
+        photographs(folder, 16, split, seed=seed)
+    run = build_manifest(DataConfig(root=str(folder), val_fraction=0.25, **settings), cache_dir=tmp_path)  # type: ignore[arg-type]
+    held = run.rows("val").column("path").to_pylist()
+    if settings.get("train"):  # its val is val/
+        assert {path.split("/")[0] for path in held} == {"val"}
+    images = list_split(str(folder), "val", CLASSES, run)
+    assert images.column("path") == held and trained_on(images, run) == 0
+    told = "val is what the first run held out, not all that is called so"
+    assert images.notes == (() if settings.get("train") else (told,))
+    photographs(folder, 20, "val", seed=1)
+    assert len(list_split(str(folder), "val", CLASSES)) == 20
+    if settings.get("train"):
+        assert len(list_split(str(folder), "val", CLASSES, run)) == 20, "photographs that came later count too"
+
+
+def test_folds_of_a_list_are_known_again_and_another_list_in_the_same_folder_is_its_own(tmp_path: Path) -> None:
+    folder = photographs(photographs(tmp_path / "set", 16, "train"), 8, "val", seed=1)
+    source = csv_of(folder, {"train": "train", "val": "val"})
+    run = build_manifest(DataConfig(root=str(source), folds=2), cache_dir=tmp_path)
+    held = run.rows("val").column("path").to_pylist()
+    assert list_split(str(source), "val", CLASSES, run).column("path") == held
+    assert list_split(str(folder), "val", CLASSES, run).column("path") == held
+    other = folder / "other.csv"
+    lines = source.read_text().splitlines()
+    other.write_text("\n".join([lines[0], *[line for line in lines if line.startswith("val/")], lines[1]]))
+    assert len(list_split(str(other), "val", CLASSES, run)) == 8
+
+
+def test_the_root_of_a_runs_photographs_is_absolute_wherever_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = plain(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(folder, tmp_path / "copy")
+    manifest = carved(folder)
+    for name in ("copy", "./copy", "~/copy"):
+        assert manifest_split(manifest, "val", name).root == str(tmp_path / "copy")
+    assert manifest_split(manifest, "val", "nowhere").root == str(folder)
 
 
 def test_images_to_predict_come_from_any_depth_or_from_a_list_that_may_name_them(tmp_path: Path) -> None:

@@ -45,6 +45,22 @@ def test_relative_paths_names_and_last_weights_are_found(tmp_path: Path, monkeyp
         find_members(["a", "runs/a"], "runs")
 
 
+@pytest.mark.parametrize("name", ["ensemble", "id", "path", "label", "labels", "error"])
+def test_a_run_called_as_another_column_of_the_predictions_is_refused(tmp_path: Path, name: str) -> None:
+    make_member(tmp_path, "one")
+    made = make_member(tmp_path, name)
+    for runs in ([name], ["one", name], [str(made)]):
+        with pytest.raises(ConfigError) as error:
+            find_members(runs, str(tmp_path))
+        assert str(error.value) == (
+            f"name of a run; got {name}; wanted another name than ensemble, id, path, label, labels or error, "
+            f"which predictions use themselves; cure: --run {name}@best, or give its folder another name"
+        )
+    assert find_members([f"{name}@best"], str(tmp_path))[0].name == f"{name}@best"
+    shutil.move(made, tmp_path / "two")
+    assert [member.name for member in find_members(["one", str(tmp_path / "two")], str(tmp_path))] == ["one", "two"]
+
+
 def test_what_is_no_finished_run_is_refused_with_a_cure(tmp_path: Path) -> None:
     store = str(tmp_path)
     with pytest.raises(RunError, match=r"run; got nothing; wanted a run in .*; cure: see `sports-ray status`"):

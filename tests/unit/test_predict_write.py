@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from sports_ray.errors import ConfigError
-from sports_ray.predict.columns import Part
+from sports_ray.predict.columns import ENSEMBLE, Part
 from sports_ray.predict.images import Images
-from sports_ray.predict.write import PREDICTIONS, SCORES, PredictionsFile, parse_header, read_scores, write_scores
+from sports_ray.predict.member import TAKEN_NAMES
+from sports_ray.predict.write import (
+    PREDICTIONS,
+    SCORES,
+    PredictionsFile,
+    label_lists,
+    parse_header,
+    read_scores,
+    submission,
+    write_scores,
+)
 from sports_ray.store.storage import Storage, open_storage
 
 ROWS, CLASSES = 9000, 3
@@ -96,3 +107,20 @@ def test_only_a_whole_evaluation_of_this_digest_answers(tmp_path: Path) -> None:
 def test_headers_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="wanted two different names; cure: for example --header image_id,class"):
         parse_header(text)
+
+
+def test_a_row_that_is_not_finite_names_no_class() -> None:
+    table = np.array([[0.1, 0.9], [0, 0], [0.7, 0.3]], np.float32)
+    text = submission(["a", "b", "c"], table, [None] * 3, ["x", "y"], ("id", "class"), fill="?")
+    assert text == "id,class\na,y\nb,?\nc,x\n"
+    text = submission(["a", "b", "c"], table, [None] * 3, ["x", "y"], ("id", "class"), top=1)
+    assert text == "id,class,probability\na,y,0.900000\nb,,\nc,x,0.700000\n"
+    table[1] = np.nan
+    text = label_lists(["a", "b", "c"], table, [None] * 3, ["x", "y"], np.full(2, 0.5), ("id", "labels"), "?")
+    assert text == "id,labels,x,y\na,y,0.100000,0.900000\nb,?,,\nc,x,0.700000,0.300000\n"
+
+
+def test_no_run_may_be_called_as_a_column_of_the_file_or_as_the_ensemble() -> None:
+    several = replace(images(), label_sets=((0, 1), (2,), (1,)))
+    fixed = {name for each in (images(), several) for name in PredictionsFile(each, [], {})._schema.names}
+    assert {*fixed, ENSEMBLE} == set(TAKEN_NAMES)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 import torch
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from sports_ray.errors import RunError, WeightsError
+from sports_ray.errors import RunError, StorageError, WeightsError
+from sports_ray.store.arrow import MERGED_FROM, ArrowStorage
 from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.commit import list_commits, write_commit
 from sports_ray.store.run_dir import RunDir, checked_run_name, list_runs, retained
-from sports_ray.store.storage import open_storage
+from sports_ray.store.storage import Data, chunks_of, open_storage
 from tests.support.killed import in_memory
 
 OLD, NEW = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
@@ -114,6 +118,112 @@ def test_timings_survive_a_torn_line_and_never_fail_a_run(run: RunDir, caplog: p
     path.mkdir()
     run.append_timing({"kind": "lost"})
     assert "timing.lost" in caplog.text and "EISDIR" in caplog.text
+
+
+class Objects(ArrowStorage):
+    """What lies on an object store, with a count of the changes that it still takes before it fails for good."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(SubTreeFileSystem(str(folder), LocalFileSystem()), "run", "test://run")
+        self.folder, self.left = folder, 1 << 30
+
+    def write(self, path: str, data: Data) -> None:
+        self._change()
+        hidden = self.folder / token_hex(8)  # an object appears as a whole, and a file does not
+        hidden.write_bytes(b"".join(chunks_of(data)))
+        target = self.folder / "run" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        hidden.replace(target)
+
+    def delete(self, path: str) -> None:
+        self._change()
+        super().delete(path)
+
+    def _change(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise StorageError("cannot change", got="an outage")
+
+
+def append(run: RunDir, *numbers: int) -> None:
+    for number in numbers:
+        run.append_timing({"n": number})
+
+
+def numbers(run: RunDir) -> list[int]:
+    return [event["n"] for event in run.read_timings()]
+
+
+def objects(run: RunDir) -> int:
+    return len(run.storage.list("timings.jsonl.d"))
+
+
+def test_start_of_a_session_merges_the_timings_that_lie_in_an_object_each(tmp_path: Path) -> None:
+    run, last = RunDir(Objects(tmp_path)), 0
+    append(run, 0, 1, 2)
+    run.sweep()
+    assert objects(run) == 3, "a few are not worth it"
+    for _ in range(3):
+        append(run, *range(last + 3, last + 3 + MERGED_FROM))
+        last += MERGED_FROM
+        run.sweep()
+        assert objects(run) == 1 and numbers(run) == list(range(last + 3))
+    append(run, last + 3)
+    assert numbers(run) == list(range(last + 4))
+
+
+@pytest.mark.parametrize("changes", [0, 1, 2, MERGED_FROM // 2, MERGED_FROM])
+def test_merge_that_breaks_off_loses_no_line_and_doubles_none(tmp_path: Path, changes: int) -> None:
+    storage = Objects(tmp_path)
+    run, expected = RunDir(storage), list(range(MERGED_FROM + 2))
+    append(run, *expected)
+    for _ in range(3):
+        storage.left = changes
+        run.sweep()
+        assert numbers(run) == expected
+    storage.left = 1 << 30
+    append(run, *range(len(expected), len(expected) + MERGED_FROM))
+    run.sweep()
+    assert objects(run) == 1 and numbers(run) == list(range(len(expected) + MERGED_FROM))
+
+
+def test_merged_object_that_does_not_read_back_costs_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(Objects(tmp_path))
+    append(run, *range(MERGED_FROM))
+    write = Objects.write
+    monkeypatch.setattr(Objects, "write", lambda self, path, data: write(self, path, bytes(data)[:100]))
+    run.sweep()
+    assert objects(run) == MERGED_FROM + 1 and numbers(run) == list(range(MERGED_FROM))
+
+
+def test_sessions_that_merge_append_and_read_at_the_same_time_lose_no_line_and_double_none(tmp_path: Path) -> None:
+    run = RunDir(Objects(tmp_path))
+    append(run, *range(MERGED_FROM))
+    start, problems, seen = threading.Barrier(5), [], []
+
+    def work(first: int) -> None:
+        own = RunDir(Objects(tmp_path))
+        try:
+            start.wait()
+            for number in range(first, first + 2 * MERGED_FROM):
+                append(own, number)
+                if number % 40 == 0:
+                    own.sweep()
+                    seen.append(numbers(own))
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(1000 * index,)) for index in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    for thread in threads:
+        thread.join()
+    assert not problems, problems
+    written = {*range(MERGED_FROM), *(1000 * k + n for k in range(1, 5) for n in range(2 * MERGED_FROM))}
+    assert sorted(numbers(run)) == sorted(written) and objects(run) < 4 * MERGED_FROM
+    for found in seen:
+        assert len(found) == len(set(found)) and set(range(MERGED_FROM)) <= set(found)
 
 
 def test_stop_is_asked_for_and_withdrawn(run: RunDir) -> None:

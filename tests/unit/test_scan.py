@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -14,7 +15,7 @@ from sports_ray.cli.data import data
 from sports_ray.config import DataConfig
 from sports_ray.data.demo import DemoReport, draw_demo
 from sports_ray.data.manifest import build_manifest
-from sports_ray.data.scan import KINDS, ScanReport, scan
+from sports_ray.data.scan import KINDS, ScanReport, _differ_in_both, _Files, _of_copies, scan
 from sports_ray.errors import DataError
 
 PLANTED = (
@@ -123,6 +124,29 @@ def test_an_empty_folder_is_reported_as_empty(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     report = scanned(tmp_path / "set")
     assert (report.files, report.splits, report.findings) == (0, {}, ())
+
+
+def test_nearly_the_same_in_two_splits_is_what_a_comparison_of_all_pairs_says() -> None:
+    draw, told = np.random.default_rng(0), []
+    for _ in range(2000):
+        equal, rank = draw.integers(0, draw.integers(1, 4), (2, draw.integers(1, 7)))
+        told.append(_differ_in_both(equal, rank))
+        rows = range(len(equal))
+        assert told[-1] == any(equal[a] != equal[b] and rank[a] != rank[b] for a in rows for b in rows)
+    assert {*told} == {True, False}
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_film_of_20_000_frames_in_one_class_is_scanned(others: int) -> None:
+    """A comparison of all pairs takes minutes: longer than a test may."""
+    count = 20_000
+    split = np.array(["train"] * (count - others) + ["val"] * others, dtype=object)
+    digests, alike = np.array([f"{row:064x}" for row in range(count)], dtype=object), np.full(count, "", dtype=object)
+    side, phash = np.full(count, 64), np.full(count, 7, np.uint64)
+    film = _Files(digests, split, alike, digests, side, side, phash, alike, alike, alike)
+    found = dict(_of_copies(film))
+    assert [len(group) for group in found["near-duplicate"]] == [count - others]
+    assert [len(group) for group in found["near-leak"]] == [count] * others
 
 
 def test_the_report_is_plain_json(dirty: tuple[DemoReport, ScanReport]) -> None:

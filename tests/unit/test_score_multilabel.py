@@ -18,7 +18,7 @@ from sports_ray.score.multilabel import (
     average_precisions,
     chosen,
     fit_thresholds,
-    merge_probabilities,
+    mean_rows,
     scores_of,
     sigmoid,
     training_scores,
@@ -93,16 +93,16 @@ def test_a_row_that_is_not_finite_predicts_nothing_and_costs_the_most() -> None:
 
 def test_members_are_averaged_and_a_broken_row_of_one_counts_in_none() -> None:
     first, second = draw(30)[0], draw(30, seed=1)[0]
-    mean = merge_probabilities([first, second], [0.25, 0.75], "probs")
+    mean = mean_rows([first, second], [0.25, 0.75])
+    assert mean.dtype == np.float32
     np.testing.assert_allclose(mean, 0.25 * first + 0.75 * second, rtol=1e-6)
-    logits = merge_probabilities([first, second], [0.5, 0.5], "logits")
-    odds = [np.log(rows / (1 - rows.astype(np.float64))) for rows in (first, second)]
-    np.testing.assert_allclose(logits, expit((odds[0] + odds[1]) / 2), rtol=1e-5)
+    sure = mean_rows([np.array([[18.0, -3e38]], np.float32), np.array([[-25.0, -3e38]], np.float32)], [0.5, 0.5])
+    assert sure.tolist() == [[-3.5, float(np.float32(-3e38))]], "logits as well"
     broken = first.copy()
     broken[4] = np.nan
-    assert np.array_equal(merge_probabilities([broken, second], [0.5, 0.5], "probs")[4], second[4])
-    assert np.isnan(merge_probabilities([broken, broken], [0.5, 0.5], "probs")[4]).all()
-    assert np.array_equal(merge_probabilities([first], [1.0], "logits"), first)
+    assert np.array_equal(mean_rows([broken, second], [0.5, 0.5])[4], second[4])
+    assert np.isnan(mean_rows([broken, broken], [0.5, 0.5])[4]).all()
+    assert np.array_equal(mean_rows([first], [1.0]), first)
 
 
 def test_sigmoid_of_huge_logits_is_0_or_1_without_a_warning() -> None:

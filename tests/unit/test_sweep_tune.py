@@ -84,6 +84,7 @@ def test_trial_that_shall_stop_is_told_and_one_that_has_ended_is_not(place: Path
     assert sweep.tells(second, {"kind": "evaluated", **line(1, 0.4)}) == [HALVED]
     sweep.tuning.stop("SIGTERM")
     assert sweep.tells(first, {"kind": "step", "step": 3}) == ["SIGTERM"]
+    leave(sweep.tuning.conductor.folder, other.config["trial"], [line(9, 0.5)], finished=True)
     assert sweep.tells(other, {"kind": "end", "status": "done", "reason": ""}) == []
     assert sweep.hand.suggest("an id") is None, "no trial starts after a stop"
 
