@@ -357,7 +357,8 @@ class ClusterConfig(Checked):
     start_timeout: float = 300.0
     """Seconds to wait for workers, at the start or after a loss, before giving up."""
     hang_seconds: float = 60.0
-    """Least seconds without a step after which a worker counts as hung; slow steps get 20 times as long as they take."""
+    """Least seconds without a step after which a worker counts as hung; slow steps get 20 times as long as they take,
+    and with `model.compile` any step at least 900 s."""
     resize_seconds: float = 60.0
     """Seconds between two looks for more nodes, where workers are MIN:MAX."""
     usage_stats: bool = False
