@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from sports_ray.data.manifest import Manifest
 
 FOLDER = "evaluations"
-FORMAT = 2
+FORMAT = 1
+SCORING = 2
+"""Of how scores are computed from predictions: an evaluation of another is made anew, from the blocks that are there."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def plan_evaluation(
     home = _home(members[0], store)
     described = {
         "format": FORMAT,
+        "scoring": SCORING,
         "members": [[member.name, member.sha256, member.precision, member.preprocessing()] for member in members],
         "images": images.fingerprint(),
         "split": split,

@@ -118,7 +118,7 @@ def test_error_that_no_retry_mends_is_told_as_without_ray(place: Path, tmp_path:
     member = find_member("a", str(place / "runs"))
     images, views = list_split(str(place / "set"), "test", member.classes), tuple(views_of("none", member.spec))
     shelf = Shelf.of(str(tmp_path), "a", {}, len(images), len(member.classes))
-    job = Job(member, images, views, shelf, shelf.missing([view.name for view in views]), "cpu", 32)
+    job = Job(member, images, views, shelf, {0: [view.name for view in views]}, "cpu", 32)
     (tmp_path / "file").write_bytes(b"")
     for broken in (
         replace(job, member=replace(member, sha256="0" * 64)),
