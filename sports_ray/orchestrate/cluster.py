@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
@@ -47,7 +47,6 @@ WORKER_SETTINGS = ("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "MALLOC_ARENA_MAX",
 """What a train worker's process must find at its start; in a cluster that was joined it inherits nothing of the driver's."""
 END_SECONDS = 3.0
 """How long the processes of a local cluster may take to end after it."""
-_PRELOAD = "RAY_preload_python_modules"
 OBJECT_STORE_BYTES = 128 * 1024 * 1024  # training's images never pass through it
 
 
@@ -84,11 +83,9 @@ def ray_cluster(
     cpus: int | None = None,
     log: Path | None = None,
     object_store: int = OBJECT_STORE_BYTES,
-    preload: Sequence[str] = (),
 ) -> Iterator[None]:
     """Joins the cluster at `address` ("auto": RAY_ADDRESS if set, else a local one, which ends with the block; its object
-    store has `object_store` bytes, and each of its processes, of which Ray starts one a core at once, imports the modules
-    `preload` before it is asked for anything).
+    store has `object_store` bytes).
 
     Ray's threads print to the standard streams whatever its settings say: in the block these lead to `log`, or nowhere.
     What is meant for people must have taken hold of the streams before.
@@ -96,7 +93,7 @@ def ray_cluster(
     log = log or Path(os.devnull)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as sink, redirect_stdout(sink), redirect_stderr(sink):
-        yield from _connected(address, usage_stats, cpus, object_store, log, preload)
+        yield from _connected(address, usage_stats, cpus, object_store, log)
 
 
 @contextmanager
@@ -136,21 +133,7 @@ def _batch_scheduling() -> Iterator[None]:
             os.sched_setscheduler(0, before, os.sched_param(0))
 
 
-@contextmanager
-def _preloading(modules: Sequence[str]) -> Iterator[None]:
-    """Read by the raylet when it starts."""
-    if modules:
-        os.environ[_PRELOAD] = ",".join(modules)
-    try:
-        yield
-    finally:
-        if modules:
-            del os.environ[_PRELOAD]
-
-
-def _connected(
-    address: str, usage_stats: bool, cpus: int | None, object_store: int, log: Path, preload: Sequence[str]
-) -> Iterator[None]:
+def _connected(address: str, usage_stats: bool, cpus: int | None, object_store: int, log: Path) -> Iterator[None]:
     prepare_environment(usage_stats)
     import ray
 
@@ -166,7 +149,7 @@ def _connected(
                 reach(joined)
             ray.init(address=joined, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            with _batch_scheduling(), _preloading(preload):
+            with _batch_scheduling():
                 ray.init(
                     address="local",
                     num_cpus=cpus or os.cpu_count(),

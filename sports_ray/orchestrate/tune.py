@@ -94,11 +94,7 @@ def run_sweep(
         if conductor.finished:
             return conductor, ""
         ray_log = RunDir(folder.storage).local_path("logs/ray.log")
-        preload = _preload(concurrent, spec.share.bundle)
-        with (
-            ray_cluster(cluster.address, usage_stats=cluster.usage_stats, log=ray_log, preload=preload),
-            _ray_logs_there(),
-        ):
+        with ray_cluster(cluster.address, usage_stats=cluster.usage_stats, log=ray_log), _ray_logs_there():
             heard.install()  # ray.init() has put a handler of its own in place
             tuning = Tuning(conductor, deadline - LEAVE_SECONDS if deadline else 0.0, command)
             thread = threading.Thread(target=tuning.fit, args=(concurrent,), name="tune", daemon=True)
@@ -114,13 +110,6 @@ def run_sweep(
         if tuning.error is not None:
             raise tuning.failure()
         return conductor, "" if conductor.finished else tuning.reason or "trials are left"
-
-
-def _preload(concurrent: int, bundle: Mapping[str, float]) -> tuple[str, ...]:
-    """What a trial's process imports, where most of the processes that Ray starts at once will be one: while Tune itself
-    gets ready, which takes as long. Not beside GPUs, of which Ray tells a process only later which are its own."""
-    wasteful = bundle.get("GPU") or 2 * concurrent < (os.cpu_count() or 1)
-    return () if wasteful else ("sports_ray.orchestrate.trial", "sports_ray.orchestrate.local")
 
 
 @contextmanager
