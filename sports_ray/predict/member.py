@@ -12,7 +12,7 @@ from sports_ray.config import DataConfig, ImageSpec
 from sports_ray.errors import ConfigError, RunError, SportsRayError, WeightsError
 from sports_ray.store import weights
 from sports_ray.store.run_dir import RunDir, checked_run_name
-from sports_ray.store.storage import Storage, open_storage
+from sports_ray.store.storage import Storage, absolute, open_storage
 
 if TYPE_CHECKING:
     import torch
@@ -166,13 +166,8 @@ def load_model(member: Member, device: torch.device) -> nn.Module:
 def _places(run: str, store: str) -> list[tuple[str, str]]:
     """(store, name) pairs where a run may lie, the name empty where the first is the run's own folder."""
     if "://" in run or "/" in run or os.sep in run or run in (".", ".."):
-        return [(_absolute(run), "")]
-    return [(_absolute(store), checked_run_name(run)), (_absolute(run), "")]
-
-
-def _absolute(place: str) -> str:
-    # Workers of another folder open it too.
-    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
+        return [(absolute(run), "")]
+    return [(absolute(store), checked_run_name(run)), (absolute(run), "")]
 
 
 def _check_names(names: Sequence[str]) -> None:
