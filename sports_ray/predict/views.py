@@ -82,7 +82,6 @@ def cut(view: View, images: Tensor) -> Tensor:
 
 def check_views(views: Sequence[View], member: Member) -> None:
     """ConfigError if the model cannot take the size of a view."""
-
     from sports_ray.config import ModelConfig
     from sports_ray.model.build import create, pretrained_cfg
     from sports_ray.model.shapes import shapes_only
