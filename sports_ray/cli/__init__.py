@@ -5,6 +5,7 @@ Each module holds one command or group and is imported when it is called, so tha
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import logging
@@ -50,6 +51,9 @@ COMMANDS = {
 READER_LEFT = 141
 """Exit code where nobody reads what a command prints (`sports-ray models | head`): 128 + SIGPIPE, what the shell says of
 `cat` there, and what scripts with `set -o pipefail` know."""
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -145,6 +149,11 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         _tell("interrupted")
         code = 130
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        _tell(f"error: nothing more can be written; got: {error}; cure: make room, or write it elsewhere")
+        code = 3
     _finish_streams()
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -1,4 +1,4 @@
-"""Scores of an evaluation and images that could not be read, as people and machines want them."""
+"""Scores of an evaluation and images without a prediction, as people and machines want them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGE = ("per_class", "confusion", "reliability")
 
 
 def show_scores(scores: Mapping[str, Any], plan: Plan, show: Show) -> None:
-    """The table of all candidates, what was merged how, what could not be read, and where all of it lies."""
+    """The table of all candidates, what was merged how, what has no prediction, and where all of it lies."""
     lines = score_table(scores)
     if scores["merge"]["used"] != "single":
         merge = scores["merge"]
@@ -77,7 +77,7 @@ def _multilabel_table(scores: Mapping[str, Any]) -> list[str]:
 
 def show_bad(bad: list[dict[str, str]], show: Show) -> None:
     if bad:
-        lines = [f"! {len(bad):,} image{'s' * (len(bad) > 1)} could not be read"]
+        lines = [f"! {len(bad):,} image{'s' * (len(bad) > 1)} without a prediction"]
         lines += [f"! {one['path']}: {one['error']}" for one in bad[:SHOWN]]
         lines += [f"! and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
         show.fact("bad", "\n".join(lines), count=len(bad), images=bad)
@@ -85,7 +85,7 @@ def show_bad(bad: list[dict[str, str]], show: Show) -> None:
 
 def refuse_bad(bad: list[dict[str, str]]) -> None:
     if bad:
-        what = f"{len(bad):,} image{'s' * (len(bad) > 1)} could not be read"
+        what = f"{len(bad):,} image{'s' * (len(bad) > 1)} without a prediction"
         raise DataError(
             what, got=f"{bad[0]['path']}: {bad[0]['error']}", want="none (--strict)", cure="mend or remove them"
         )

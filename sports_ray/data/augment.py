@@ -27,6 +27,8 @@ Box = tuple[int, int, int, int]
 """top, left, height, width in px."""
 
 _ATTEMPTS = 10
+_LONGEST = 64
+"""Times the shorter side."""
 _CROP, _FLIP, _JITTER, _ROTATE, _ZOOM, _ERASE, _POLICY = 0, 22, 24, 28, 29, 30, 53
 DRAWS = -(-(_POLICY + policy.DRAWS) // 4) * 4
 """Uniform draws that belong to a position. Where each stands is part of the stream's definition."""
@@ -127,12 +129,23 @@ def evaluate(image: Tensor, spec: ImageSpec, size: int) -> Tensor:
     elif spec.crop_mode == "border":
         longer = max(height, width) / target
         height, width = max(1, round(height / longer)), max(1, round(width / longer))
-    elif height <= width:
-        height, width = target, int(target * width / height)
     else:
-        height, width = int(target * height / width), target
+        image = _strip(image)
+        height, width = image.shape[-2:]
+        if height <= width:
+            height, width = target, int(target * width / height)
+        else:
+            height, width = int(target * height / width), target
     image = _resize(image, height, width, spec.interpolation)
     return _crop_or_pad(image, _middle(height, size), _middle(width, size), size, fill_colour(spec))
+
+
+def _strip(image: Tensor) -> Tensor:
+    """The middle of an image that is so long that its ends, none of which is seen, would take gigabytes to resize."""
+    height, width = image.shape[-2:]
+    most = _LONGEST * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return image[:, top : height - top, left : width - left]
 
 
 def shrink(box: Box | None, size: int) -> int:

@@ -19,6 +19,8 @@ _CHANCE_BITS, _CHANCE_PAIRS = 12, 740_000
 """One pair of unrelated photographs in so many is as near as this, as measured above; fivefold with every two bits."""
 
 _BLOCK = 2048
+_MOST_PAIRS = 8
+"""Pairs kept for each row compared. Ten thousand frames of one scene, all near to each other, would make 50 million."""
 
 
 @cache
@@ -50,9 +52,10 @@ def phash(pixels: np.ndarray) -> int:
 
 
 def near_pairs(hashes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Pairs of rows of near images: uint64 [n], int [n] -> int64 [k, 2].
+    """Pairs of rows that join near images: uint64 [n], int [n] -> int64 [k, 2]. `components` of them are exact; where many
+    are near to each other, not all of their pairs are among them, and memory grows with n alone.
 
-    Exact for distinct (hash, label): two of them within OTHER_CLASS_BITS, or within SAME_CLASS_BITS in one class
+    Near are, of distinct (hash, label), two within OTHER_CLASS_BITS, or within SAME_CLASS_BITS in one class
     (labels below 0 are no class); within fewer where there are so many that chance would make pairs (`trusted_bits`).
     Rows that share both are joined as a star to the first of them, so that a thousand equal images give a thousand pairs
     and not a million. Flat images stand in no pair."""
@@ -87,7 +90,7 @@ def _by_label(rows: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
 
 
 def _within(hashes: np.ndarray, rows: np.ndarray, bits: int) -> list[np.ndarray]:
-    """Pairs of `rows` within `bits` of each other. Of bits + 1 pieces of the hash such a pair shares at least one
+    """Pairs that join `rows` within `bits` of each other. Of bits + 1 pieces of the hash such a pair shares at least one
     (multi-index hashing, Norouzi et al. 2012), so of many rows only those that agree in a piece are compared."""
     if len(rows) <= _BLOCK:
         return _compare(hashes, rows, bits)
@@ -104,17 +107,23 @@ def _within(hashes: np.ndarray, rows: np.ndarray, bits: int) -> list[np.ndarray]
 
 
 def _compare(hashes: np.ndarray, bucket: np.ndarray, bits: int) -> list[np.ndarray]:
-    """All pairs of a bucket of rows within `bits`, in blocks that stay in the processor's cache."""
-    found = []
+    """Pairs that join the rows of a bucket within `bits`, in blocks that stay in the processor's cache."""
+    found = [np.empty((0, 2), np.int64)]
     values = hashes[bucket]
     for top in range(0, len(bucket), _BLOCK):
         for left in range(top, len(bucket), _BLOCK):
             distance = np.bitwise_count(values[top : top + _BLOCK, None] ^ values[None, left : left + _BLOCK])
             i, j = np.divmod(np.flatnonzero(distance <= bits), distance.shape[1])  # twice as fast as nonzero in 2-D
             i, j = i + top, j + left
-            if (ordered := i < j).any():
-                found.append(np.stack([bucket[i[ordered]], bucket[j[ordered]]], axis=1))
-    return found
+            found.append(np.stack([i, j], axis=1)[i < j])
+            if sum(map(len, found)) > _MOST_PAIRS * len(bucket):
+                found = [_stars(components(len(bucket), np.concatenate(found)))]
+    return [bucket[pairs] for pairs in found if len(pairs)]
+
+
+def _stars(root: np.ndarray) -> np.ndarray:
+    """As few pairs as join what `components` has joined: each node's with the first of its component."""
+    return np.stack([root, np.arange(len(root))], axis=1)[root != np.arange(len(root))]
 
 
 def components(n: int, pairs: np.ndarray) -> np.ndarray:

@@ -172,6 +172,16 @@ def test_command_whose_reader_has_left_both_streams_ends_with_its_own_code() -> 
         assert subprocess.run(command, stdout=pipe, stderr=pipe, timeout=60).returncode == 2
 
 
+def test_command_whose_output_finds_no_room_says_so_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "sports_ray", "models"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 3
+    assert (
+        ended.stderr.startswith("error: nothing more can be written; got: [Errno 28]") and ended.stderr.count("\n") == 1
+    )
+
+
 def test_pipe_that_breaks_between_processes_is_no_reader_that_left(tmp_path: Path) -> None:
     """click would end with exit code 1 and not say a word of it."""
     script = (

@@ -155,7 +155,7 @@ def test_a_table_with_intervals_is_shown_to_people(place: Path, done: tuple[Path
     (head,) = (number for number, line in enumerate(lines) if line.startswith("result"))
     assert lines[head].split()[1:4] == ["model", "views", "images"]
     assert [line.split()[0] for line in lines[head + 1 : head + 6]] == ["a", "b", "a/none", "b/none", "ensemble"]
-    assert "! 1 image could not be read" in shown.out and "\x1b" not in shown.out
+    assert "! 1 image without a prediction" in shown.out and "\x1b" not in shown.out
 
 
 def test_the_page_comes_with_the_scores_and_again_where_it_is_missing(

@@ -61,9 +61,9 @@ def test_bad_images_get_a_row_and_strict_an_exit_code(place: Path, tmp_path: Pat
     events = {event["event"]: event for event in shown.events}
     assert [one["path"] for one in events["bad"]["images"]] == ["a.jpg", "c.jpg"]
     filled = sports_ray(tmp_path, *words, "--fill", "golf", "--strict", "--out", "filled.csv")
-    assert filled.code == 2 and "2 images could not be read; got a.jpg: " in filled.err
+    assert filled.code == 2 and "2 images without a prediction; got a.jpg: " in filled.err
     assert [row[1] for row in rows_of(tmp_path / "filled.csv")[1::2]] == ["golf", "golf"]
-    assert "! 2 images could not be read" in filled.out
+    assert "! 2 images without a prediction" in filled.out
 
 
 def test_top_k_adds_classes_and_probabilities_in_falling_order(place: Path, tmp_path: Path) -> None:

@@ -65,6 +65,23 @@ def test_training_crop_is_torchvisions_but_for_rounding(interpolation: str, box:
     assert_equal_but_for_rounding(ours, tensor(theirs))
 
 
+@pytest.mark.parametrize("upright", [False, True])
+def test_the_ends_of_a_long_image_are_not_resized(upright: bool) -> None:
+    """Its shorter side to 109 px, for all of it, would take 36 GB: one image would end a run."""
+    long = torch.zeros(3, 1, 1_000_000, dtype=torch.uint8)
+    long[:, :, 500_000:] = 255
+    seen = evaluate(long.mT if upright else long, spec(), 96)
+    seen = seen.mT if upright else seen
+    assert seen.shape == (3, 96, 96) and (seen.int().diff(dim=-1) >= 0).all()  # from the dark half to the light one
+    assert abs(seen.float().mean() - 127.5) < 2  # of which as much is seen
+
+
+def test_an_image_that_is_not_too_long_is_resized_whole() -> None:
+    image = photograph(64 * 4, 4)
+    theirs = create_transform(96, is_training=False, crop_pct=0.875, interpolation="bilinear", normalize=False)(image)
+    assert_equal_but_for_rounding(evaluate(tensor(image), spec(interpolation="bilinear"), 96), theirs)
+
+
 def test_a_center_crop_in_training_is_the_evaluation_transform() -> None:
     image = tensor(photograph(130, 111))
     params = sample_params(AugmentConfig(crop="center", hflip=0), 0, 0, 0, 130, 111, 96)

@@ -137,6 +137,15 @@ def test_many_equal_images_give_few_pairs() -> None:
     assert len(near_pairs(np.full(50_000, 12345, np.uint64), np.zeros(50_000, np.int64))) == 49_999
 
 
+def test_many_images_near_to_each_other_give_few_pairs_that_join_them_all() -> None:
+    """As the frames of a camera that stands still: all pairs would be 18 million, several times over."""
+    rng = np.random.default_rng(0)
+    flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (6000, 3), dtype=np.uint64), axis=1)
+    hashes, labels = np.uint64(0x123456789ABCDEF) ^ flips, np.zeros(6000, np.int64)
+    pairs = near_pairs(hashes, labels)
+    assert (components(6000, pairs) == 0).all() and len(pairs) < 30 * 6000
+
+
 def test_components_follow_long_chains() -> None:
     chain = np.stack([np.arange(999), np.arange(1, 1000)], axis=1)
     assert (components(1000, chain[::-1]) == 0).all()
