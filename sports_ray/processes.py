@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,24 @@ Processes = dict[int, str]
 """When each process started, by its id."""
 SWITCH_SECONDS = 0.0005
 """How soon a computing thread gets the interpreter back from Ray's; Python's default is 5 ms."""
+
+
+SUSPENDED_SECONDS = 5.0
+
+
+class Standstill:
+    """What a thread that looks every `pause` seconds knows of its process: if a look comes far too late, the clock ran on while
+    the process did not (Ctrl-Z, a paused container, a terminal that takes nothing)."""
+
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
+        self._looked = time.monotonic()
+
+    def look(self) -> float:
+        """Seconds for which it stood still since the last look; 0.0 if for no more than SUSPENDED_SECONDS."""
+        now = time.monotonic()
+        late, self._looked = now - self._looked - self._pause, now
+        return late if late > SUSPENDED_SECONDS else 0.0
 
 
 def process_start(pid: int) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import math
 import os
 import statistics
 import sys
@@ -17,6 +18,8 @@ from typing import Literal
 
 import torch
 
+from sports_ray.processes import SUSPENDED_SECONDS, Standstill
+
 logger = logging.getLogger(__name__)
 
 GROWTH_INTERVAL = 2000
@@ -24,8 +27,6 @@ HOST_MEMORY = ("can't allocate memory", "could not create a primitive")
 """What torch's allocator and oneDNN say on a CPU when there is no memory left."""
 FIRST_SECONDS = 900.0
 """What a step may take that compiles or tunes kernels, as the first ones do."""
-SUSPENDED_SECONDS = 5.0
-"""A watchdog whose look comes so much later than it meant to did not run: no more did the rest of its process."""
 
 Kind = Literal["step", "evaluation"]
 """What a beat ends: a training step, or a batch of an evaluation."""
@@ -81,6 +82,8 @@ class Watchdog:
         self._gaps: dict[Kind, deque[float]] = {"step": deque(maxlen=101), "evaluation": deque(maxlen=101)}
         self._last = time.monotonic()
         self._granted = 0.0
+        self._pause = min(1.0, self._least / 4)
+        self._still, self._stood, self._looking = Standstill(self._pause), 0.0, threading.Lock()
         self._on_hang = on_hang or _exit_with_stacks
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -113,6 +116,25 @@ class Watchdog:
             self.wait()
             self._granted = 0.0
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around a call that may wait for people: a terminal that is stopped (Ctrl-S) is no hang, and no step took so long."""
+        begin, before, self._granted = time.monotonic(), self._granted, math.inf
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - begin
+            if seconds > SUSPENDED_SECONDS:
+                self._stood += seconds
+            self._last += seconds
+            self._granted = before
+
+    def stood_still(self) -> float:
+        """Seconds, since the last call, for which the process was suspended or waited `aside`."""
+        self._look()
+        stood, self._stood = self._stood, 0.0
+        return stood
+
     @property
     def patience(self) -> float:
         """Seconds without a beat that are too many. The first steps may compile or tune kernels: they get more."""
@@ -121,18 +143,21 @@ class Watchdog:
         return max(self._least, *(20 * statistics.median(gaps) for gaps in self._gaps.values() if gaps))
 
     def _watch(self) -> None:
-        pause, looked = min(1.0, self._least / 4), time.monotonic()
-        while not self._stopped.wait(pause):
+        while not self._stopped.wait(self._pause):
             # Read before the time of the last beat: at the end of a wait that is set first, and then the limit falls.
             now, limit = time.monotonic(), max(self.patience, self._granted)
-            if now - looked > pause + SUSPENDED_SECONDS:
-                # The clock ran on while the process stood still; its step now needs the time that was left of it.
-                self._last = now
-            looked = now
+            self._look()
             still = now - self._last
             if still > limit:
                 self._on_hang(still)
                 return
+
+    def _look(self) -> None:
+        """Whichever thread comes first after a suspension; the step then needs the time that was left of it."""
+        with self._looking:
+            if stood := self._still.look():
+                self._stood += stood
+                self._last = time.monotonic()
 
 
 def _exit_with_stacks(still: float) -> None:

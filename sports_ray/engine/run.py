@@ -119,7 +119,8 @@ def _step(session: Session, batch: Batch) -> str:
     mark = session.ledger.mark(batch.request.epoch, batch.request.start, batch.rows.tolist())
     result = optimiser_step(session.learner, schedule, progress, batch, lr, bool(wish), mark)
     _count(session, result)
-    session.costs.took(session.speed.step(result.images), session.writer is not None and session.writer.busy)
+    seconds = session.speed.step(result.images) - session.stood_still()
+    session.costs.took(max(0.0, seconds), session.writer is not None and session.writer.busy)
     session.unsaved = True
     _show(session, result, lr)
     if session.writer is not None and not result.stop:
@@ -172,7 +173,7 @@ def _evaluate(session: Session, batches: Iterator[Batch], watchdog: Watchdog) ->
     for _ in session.schedule.eval_requests(world.rank, world.size, done):
         begin = time.perf_counter()
         add_batch(learner, sums, next(batches))
-        session.costs.batch = max(session.costs.batch, time.perf_counter() - begin)
+        session.costs.batch = max(session.costs.batch, time.perf_counter() - begin - session.stood_still())
         watchdog.beat("evaluation")
         done = min(done + world.size * session.schedule.eval_batch, val_images)
         wish = _wish(session)
@@ -183,7 +184,7 @@ def _evaluate(session: Session, batches: Iterator[Batch], watchdog: Watchdog) ->
             session.unsaved = True
             return reason
         if world.rank == 0:
-            session.link.progress({"kind": "evaluation", "done": done / val_images})
+            session.tell({"kind": "evaluation", "done": done / val_images})
     scores = summarise(learner, sums)
     _note(session, scores)
     session.unsaved = True
@@ -196,7 +197,7 @@ def _evaluate(session: Session, batches: Iterator[Batch], watchdog: Watchdog) ->
         # Written by this thread: while a store fails, its tries take about as long as the watchdog's least patience.
         with watchdog.waiting(SAVE_SECONDS):
             session.run_dir.append_timing(event)
-        session.link.progress({"kind": "evaluated", **progress.history[-1], "best": best, "seconds": seconds})
+        session.tell({"kind": "evaluated", **progress.history[-1], "best": best, "seconds": seconds})
         if best or commit_is_due(session):
             commit(session)
     return reason
@@ -230,7 +231,7 @@ def _note(session: Session, scores: dict[str, Any]) -> None:
 def _show(session: Session, result: StepResult, lr: float) -> None:
     if session.world.rank == 0 and session.speed.due():
         progress, schedule = session.progress, session.schedule
-        session.link.progress(
+        session.tell(
             {
                 "kind": "step",
                 "step": progress.step,

@@ -170,7 +170,7 @@ def watch_store(session: Session) -> str:
     if not seconds:
         if session.told:
             logger.warning("store: back after %.0f s, safe step=%s", session.told, session.committed)
-            session.link.progress({**event, "state": "back", "seconds": round(session.told, 1)})
+            session.tell({**event, "state": "back", "seconds": round(session.told, 1)})
             session.told = 0.0
         return ""
     unsaved = time.monotonic() - session.costs.safe_at
@@ -179,7 +179,7 @@ def watch_store(session: Session) -> str:
         session.told = seconds
         logger.warning("store: failing for %.0f s, safe step=%s: %s", seconds, session.committed, why)
         facts = {"seconds": round(seconds, 1), "unsaved_seconds": round(unsaved, 1), "reason": why}
-        session.link.progress({**event, "state": "failing", **facts})
+        session.tell({**event, "state": "failing", **facts})
     limit = session.config.store.max_unsaved_seconds
     # The step that follows is done before the stop.
     return f"the store fails: {why}" if unsaved + session.costs.step >= limit else ""

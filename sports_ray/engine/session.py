@@ -6,6 +6,8 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,6 +91,15 @@ class Session:
     def world(self) -> World:
         return self.learner.world
 
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Tells people, who may keep it waiting."""
+        with self.watchdog.aside() if self.watchdog else nullcontext():
+            self.link.progress(event)
+
+    def stood_still(self) -> float:
+        """Seconds since the last call that passed without this process doing anything."""
+        return self.watchdog.stood_still() if self.watchdog else 0.0
+
     def rate(self, step: int) -> float:
         """Learning rate of optimiser step `step`, from 0."""
         optim, loop, each = self.config.optim, self.config.loop, self.schedule.steps_per_epoch
@@ -142,7 +153,7 @@ def _announce(session: Session) -> None:
     facts = system_facts(session.world.device)
     start = {"kind": "start", "step": session.progress.step, "precision": session.learner.precision, "pid": os.getpid()}
     session.run_dir.append_timing({**start, "token": session.token, "world": session.world.size, **facts})
-    session.link.progress({**start, "total_steps": session.schedule.total_steps})
+    session.tell({**start, "total_steps": session.schedule.total_steps})
 
 
 def _start(config: TrainConfig, manifest: Manifest, resumed: bool) -> tuple[nn.Module, ImageSpec]:

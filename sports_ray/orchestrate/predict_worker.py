@@ -56,10 +56,13 @@ class BlockPredictor:
             keep_freed_memory()
         self._views, self._shelf, self._device = views, shelf, device
         self._failed: SportsRayError | None = None
-        """Told at the first block: of an error in a constructor Ray hands on no more than a text."""
+        """Told at the first block: of an error in a constructor Ray hands on no more than a text. One that another try may
+        mend is raised at once: Ray makes the actor anew then."""
         try:
             self._predictor = Predictor(member, device, batch)
         except SportsRayError as error:
+            if error.retryable:
+                raise
             self._failed = error
 
     def __call__(self, rows: pa.Table) -> pa.Table:

@@ -14,6 +14,7 @@ from sports_ray.errors import FencedError, SportsRayError, TrainingError
 from sports_ray.orchestrate.cluster import ray_cluster, shared_cores, worker_environment
 from sports_ray.orchestrate.plan import Plan, safe_step, write_record
 from sports_ray.orchestrate.watch import Retries, Watch, crash_limit
+from sports_ray.processes import Standstill
 from sports_ray.stops import DRIVER_GONE, Stops
 from sports_ray.store.arrow import ArrowStorage
 from sports_ray.store.lease import Lease
@@ -106,9 +107,10 @@ def _fit_once(
     thread = threading.Thread(target=_fit, args=(plan, monitor, deadline, lease, box), name="fit", daemon=True)
     try:
         thread.start()
-        told = 0.0
+        told, standstill = 0.0, Standstill(POLL_SECONDS)
         while thread.is_alive():
             thread.join(POLL_SECONDS)
+            watch.heard += standstill.look()  # a driver that did not run has heard nobody
             _pass_on(monitor, watch, on_progress)
             wish = stops[0] if stops else ("another driver took the run over" if lease.lost else "")
             if wish and not told:

@@ -20,11 +20,12 @@ from ray import tune
 from sports_ray.data.manifest import Manifest
 from sports_ray.engine.link import Outcome
 from sports_ray.engine.record import log_to_file
-from sports_ray.errors import NonFiniteError, RunError, TrainingError, UserError
+from sports_ray.errors import NonFiniteError, RunError, StorageError, TrainingError, UserError
 from sports_ray.orchestrate.plan import Plan, make_plan
 from sports_ray.processes import schedule_normally
 from sports_ray.stops import DRIVER_GONE, Stops
 from sports_ray.store.lease import Owner, is_held
+from sports_ray.sweep.conduct import HALVED
 from sports_ray.sweep.folder import SweepDir
 
 WATCH_SECONDS, NODE_SECONDS = 0.2, 1.0
@@ -197,7 +198,9 @@ def carry_out(task: Mapping[str, Any], progress: Any, stops: Stops) -> dict[str,
     log_to_file(plan.run_dir, "trial.log")
     with stderr_to_log():
         outcome = _train(plan, progress, stops)
-    return {"kind": "end", "status": outcome.status, "reason": outcome.reason}
+    # A rung whose last commit the store did not take is passed again: the row is made from what is safe.
+    reason = "the store fails" if outcome.lost and outcome.reason == HALVED else outcome.reason
+    return {"kind": "end", "status": outcome.status, "reason": reason}
 
 
 def plan_trial(task: Mapping[str, Any]) -> Plan:
@@ -205,8 +208,10 @@ def plan_trial(task: Mapping[str, Any]) -> Plan:
     this process may be on a machine without, while its workers have some."""
     folder = SweepDir(task["sweep"])
     spec = folder.read_spec()
-    if spec is None:
-        raise RunError("sweep", got=folder.storage.uri, want="a folder with sweep.json")
+    if spec is None:  # its driver wrote it before any trial began: what is missing is the storage, for now
+        raise StorageError(
+            f"cannot read {folder.storage.uri}", got="no sweep.json there", cure="bring the storage back"
+        )
     trial = next(one for one in spec.trials() if one.name == task["trial"])
     config = spec.config(trial, json.loads(task["params"]), folder.uri)
     if task["deadline"]:

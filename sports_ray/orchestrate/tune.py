@@ -23,11 +23,13 @@ from typing import Any
 from sports_ray.errors import SportsRayError, TrainingError
 from sports_ray.orchestrate.cluster import ray_cluster
 from sports_ray.orchestrate.watch import Retries
+from sports_ray.processes import Standstill
 from sports_ray.stops import TIME_BUDGET, Stops
 from sports_ray.store.lease import Lease, Owner
 from sports_ray.store.run_dir import RunDir
 from sports_ray.sweep.conduct import HALVED, Conductor
 from sports_ray.sweep.folder import SweepDir
+from sports_ray.sweep.patience import is_waiting
 from sports_ray.sweep.spec import SweepSpec
 
 logger = logging.getLogger(__name__)
@@ -141,6 +143,7 @@ class Tuning:
         self._leaving: set[str] = set()
         """Trials that have been told that their node goes away."""
         self._heard = time.monotonic()
+        self._standstill = Standstill(POLL_SECONDS)
 
     # From outside.
 
@@ -150,6 +153,9 @@ class Tuning:
 
     def silent(self) -> bool:
         """Whether trials that were asked to stop give no sign, or none has got its resources for too long."""
+        self._heard += self._standstill.look()
+        if is_waiting():
+            self._heard = time.monotonic()
         quiet = time.monotonic() - self._heard
         if self.reason:
             return quiet > SILENT_SECONDS

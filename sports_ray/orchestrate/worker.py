@@ -18,7 +18,7 @@ import ray.train.torch
 from sports_ray.engine.record import log_to_file
 from sports_ray.engine.run import run
 from sports_ray.engine.world import World
-from sports_ray.errors import SportsRayError
+from sports_ray.errors import SportsRayError, StorageError
 from sports_ray.orchestrate.plan import load_run
 from sports_ray.processes import schedule_normally
 from sports_ray.stops import DRIVER_GONE
@@ -128,6 +128,8 @@ def train_worker(task: dict[str, Any]) -> dict[str, Any]:
     log_to_file(run_dir, f"worker-{rank}.log")
     world = World(rank, size, ray.train.torch.get_device(), context.get_local_world_size())
     try:
+        if run_dir.read_record() is None:  # the driver wrote it: this node's storage is not there yet
+            raise StorageError(f"cannot read {run_dir.storage.uri}", got="no run there", cure="bring the storage back")
         config, manifest = load_run(run_dir)
         with stderr_to_log(), RayLink(task["monitor"], task["driver"], rank, task["deadline"]) as link:
             if rank == 0:

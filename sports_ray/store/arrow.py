@@ -74,7 +74,7 @@ def _gather(chunks: Iterator[Buffer], limit: int) -> bytes:
 
 def _merged(lines: Mapping[str, bytes]) -> bytes:
     """Lines by the name of the object of each -> the bytes of one object, each line behind its name."""
-    return b"".join(name.encode() + b" " + lines[name] for name in sorted(lines))
+    return b"".join(name.encode() + b" " + lines[name].rstrip(b"\n") + b"\n" for name in sorted(lines))
 
 
 def _lines_of(objects: Mapping[str, bytes | bytearray]) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import logging
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sports_ray.errors import ConfigError, RunError, StorageError
 from sports_ray.store.codec import Encoded, decode, parse, seal, unseal
 from sports_ray.store.fence import Fence, check, is_orphan, read_fences
-from sports_ray.store.storage import Buffer, Storage, is_of_one_file
+from sports_ray.store.storage import Buffer, Storage, is_of_one_file, may_pass
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +34,8 @@ FOLDER = "checkpoints"
 RECORD = "COMMIT.json"
 _FORMAT = 1
 _KEEP_BYTES = 1 << 30
+_PAUSES = (0.3, 1.0, 3.0)
+"""Seconds before a commit is read again that could not be read: another would be taken, and its last steps lost."""
 """Verified bytes that a commit keeps in memory for `load`, so that small checkpoints are read once."""
 _NAME = re.compile(r"step-(\d{8,})-a(\d{4,})")
 _BEGUN = re.compile(r"begun-a(\d{4,})-(\d{8,})")
@@ -133,12 +136,17 @@ def read_commit(storage: Storage, step: int, token: int | None = None) -> Commit
             with suppress(RunError):
                 return read_commit(storage, *other)
         token = found[0].token if found else 0
-    try:
-        return _read(storage, step, token)
-    except StorageError as error:
-        if not is_of_one_file(error):
-            raise
-        raise RunError(f"checkpoint of step {step}", got=str(error), want="files that can be read") from error
+    for pause in (*_PAUSES, None):
+        try:
+            return _read(storage, step, token)
+        except StorageError as error:
+            if not is_of_one_file(error):
+                raise
+            if pause is None or not may_pass(error):
+                raise RunError(f"checkpoint of step {step}", got=str(error), want="files that can be read") from error
+            log.warning("commit.read_again step=%d token=%d reason=%s", step, token, error)
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
 
 
 def _read(storage: Storage, step: int, token: int) -> Commit:

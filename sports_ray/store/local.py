@@ -23,8 +23,9 @@ class LocalStorage:
     Write: temporary file in the same folder, fsync, rename, fsync of the folder (and of each that had to be made).
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, parent: LocalStorage | None = None) -> None:
         self._root = root
+        self._parent = parent
         self._seen = os.path.isdir(root)
 
     @property
@@ -36,7 +37,7 @@ class LocalStorage:
         return True
 
     def child(self, name: str) -> LocalStorage:
-        return LocalStorage(os.path.join(self._root, checked_path(name)))
+        return LocalStorage(os.path.join(self._root, checked_path(name)), self)
 
     def write(self, path: str, data: Data) -> None:
         target = self._locate(path)
@@ -135,7 +136,7 @@ class LocalStorage:
 
     def _present(self) -> bool:
         """Whether a missing file is only missing, and not the whole storage unmounted or moved after it was there."""
-        return not self._seen or os.path.isdir(self._root)
+        return os.path.isdir(self._root) or (not self._seen and (self._parent is None or self._parent._present()))
 
     @contextmanager
     def _temporary(self, target: str, data: Data) -> Iterator[str]:
@@ -173,7 +174,7 @@ class LocalStorage:
         missing = []
         while not os.path.isdir(folder):
             # A root that was there and is gone is a lost storage; a new one in its place would fill another disk.
-            if self._seen and len(folder) <= len(self._root):
+            if len(folder) <= len(self._root) and not self._present():
                 raise FileNotFoundError(errno.ENOENT, "the storage has vanished", self._root)
             missing.append(folder)
             folder = os.path.dirname(folder)

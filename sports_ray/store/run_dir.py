@@ -21,7 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sports_ray.config import TrainConfig
 from sports_ray.errors import RunError, StorageError
+from sports_ray.recipe import config_to_dict
 from sports_ray.store import weights
 from sports_ray.store.arrow import ArrowStorage
 from sports_ray.store.codec import canonical, seal, unseal
@@ -29,7 +31,7 @@ from sports_ray.store.commit import FOLDER as COMMITS
 from sports_ray.store.commit import delete_commit, delete_orphans, is_finished, list_commits
 from sports_ray.store.fence import is_orphan, read_fences
 from sports_ray.store.local import LocalStorage
-from sports_ray.store.storage import Storage, is_of_one_file, is_temporary
+from sports_ray.store.storage import Storage, is_of_one_file, is_temporary, without_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +42,13 @@ MANIFEST = "manifest.arrow"
 _RECORD, _SETTLED = "run.json", "settled.json"
 _METRICS, _TIMINGS, _STOP = "metrics.jsonl", "timings.jsonl", "stop.json"
 _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
+
+
+def recorded(config: TrainConfig) -> dict[str, Any]:
+    """A config as records keep it: who reads them has found the store, and needs no key to it from there."""
+    found = config_to_dict(config)
+    found["store"]["root"] = without_keys(config.store.root)
+    return found
 
 
 def checked_run_name(name: str) -> str:

@@ -148,6 +148,11 @@ def is_of_one_file(error: StorageError) -> bool:
     return getattr(error.__cause__, "errno", None) in _ONE_FILE
 
 
+def may_pass(error: StorageError) -> bool:
+    """Whether a file that cannot be read now may be sound: EIO is also what a network's disk says at a time limit."""
+    return getattr(error.__cause__, "errno", None) == errno.EIO
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file name is that of a write that was under way."""
     return name.startswith(".") and name.endswith(".tmp")

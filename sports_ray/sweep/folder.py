@@ -99,13 +99,14 @@ class SweepDir:
                 cure="nothing to do: the other driver goes on; this one was silent for too long",
             )
 
-    def history(self, trial: str) -> list[dict[str, Any]]:
+    def history(self, trial: str, sure: bool = True) -> list[dict[str, Any]]:
         """A trial's evaluations: those of its newest commit, which are what it goes on from; none without one.
 
-        StorageError if that cannot be told now: the row of a trial that has ended is never made again."""
+        StorageError if that cannot be told now: the row of a trial that has ended is never made again. Not `sure`: a commit
+        that cannot be read is passed over, as its run would."""
         with suppress(UserError):
             run_dir = self.run_dir(trial)
-            commit = _newest(run_dir, sure=True)
+            commit = _newest(run_dir, sure)
             if commit is not None:
                 state = unseal(run_dir.storage.read(f"{commit.folder}/{RECORD}"), RECORD)["state"]
                 return list(state["history"])

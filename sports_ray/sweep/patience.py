@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain, repeat
 from typing import TypeVar
 
 from sports_ray.errors import StorageError
@@ -13,27 +15,49 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 100.0
 """How long it is tried. Ray Tune's loop stands still meanwhile: trials train and commit on, but none starts and none is told
-to stop. A reading and a writing in a row stay below cluster.start_timeout (300 s), and one alone below the 120 s after which a
-sweep that was asked to stop leaves without its trials."""
-FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0
+to stop; `is_waiting` tells those who would take the silence for a hang."""
+LONGEST_DELAY = 10.0
 
 Result = TypeVar("Result")
+
+
+_waiting = 0
+
+
+def is_waiting() -> bool:
+    """Whether a thread of this process tries something again just now."""
+    return _waiting > 0
 
 
 def patiently(job: Callable[[], Result], again: Callable[[], None] = lambda: None) -> Result:
     """What `job` returns, tried again while it raises StorageError; `again` is called before each further try.
 
     Raises the last StorageError after PATIENCE_SECONDS, anything else at once."""
-    end, delay, first = time.monotonic() + PATIENCE_SECONDS, FIRST_DELAY, True
-    while True:
-        try:
-            if not first:
-                again()
-            return job()
-        except StorageError as error:
+    end = time.monotonic() + PATIENCE_SECONDS
+    try:
+        return job()
+    except StorageError as error:
+        failed = error
+    with _trying_again():
+        for delay in chain((0.5, 1.0, 2.0, 4.0, 8.0), repeat(LONGEST_DELAY)):
             left = end - time.monotonic()
             if left <= 0:
-                raise
-            log.warning("sweep.storage_failed seconds_left=%.0f reason=%s", left, error)
-        time.sleep(min(delay, left))
-        delay, first = min(2 * delay, LONGEST_DELAY), False
+                raise failed
+            log.warning("sweep.storage_failed seconds_left=%.0f reason=%s", left, failed)
+            time.sleep(min(delay, left))
+            try:
+                again()
+                return job()
+            except StorageError as error:
+                failed = error
+    raise failed
+
+
+@contextmanager
+def _trying_again() -> Iterator[None]:
+    global _waiting
+    _waiting += 1
+    try:
+        yield
+    finally:
+        _waiting -= 1

@@ -11,6 +11,7 @@ from typing import Any
 from sports_ray.config import ClusterConfig, StoreConfig, TrainConfig
 from sports_ray.errors import ConfigError, RunError
 from sports_ray.recipe import changed_keys, config_from_dict, config_to_dict, identity
+from sports_ray.store.run_dir import recorded
 from sports_ray.sweep.halving import Halving
 from sports_ray.sweep.resources import Share
 from sports_ray.sweep.space import Parameter, Params, grid_params, grid_size, parse_space, random_params, space_of
@@ -126,7 +127,7 @@ class SweepSpec:
             "format": FORMAT,
             "name": self.name,
             "backbones": [
-                {"name": one.name, "label": one.label, "config": config_to_dict(one.config), "precision": one.precision}
+                {"name": one.name, "label": one.label, "config": recorded(one.config), "precision": one.precision}
                 for one in self.backbones
             ],
             "space": [f"{one.backbone}:{one.key}={one.text}".lstrip(":") for one in self.space],

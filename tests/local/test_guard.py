@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sports_ray import processes
 from sports_ray.data.demo import draw_demo
 from sports_ray.engine import guard
 from sports_ray.engine.guard import GROWTH_INTERVAL, LossScale, Watchdog, is_out_of_memory
@@ -223,7 +225,8 @@ class Clock:
 
 def watched(monkeypatch: pytest.MonkeyPatch, clock: Clock, hung: list[float]) -> Watchdog:
     """A watchdog that lives by that clock, its thread not started; it says in `hung` for how long nothing moved."""
-    monkeypatch.setattr(guard, "time", clock)
+    for module in (guard, processes):
+        monkeypatch.setattr(module, "time", clock)
     watchdog = Watchdog(least=60, first=900, on_hang=hung.append)
     watchdog._stopped = clock  # type: ignore[assignment]
     return watchdog
@@ -235,6 +238,32 @@ def test_a_process_that_was_suspended_is_not_taken_for_one_that_hangs(monkeypatc
     assert hung == [], "after `fg` it was given no time to end its step"
     watched(monkeypatch, Clock(1.0, 1.0, 5000.0, 1.0, *[1.0] * 910), hung)._watch()
     assert hung == [901.0], "one that hangs after it was suspended is no longer found"
+
+
+def test_time_that_no_step_took_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a step would count as one of an hour, and later sessions would leave room for it."""
+    clock = Clock(1.0, 3601.0)
+    watchdog = watched(monkeypatch, clock, [])
+    watchdog._watch()
+    assert watchdog.stood_still() == 3600 and watchdog.stood_still() == 0
+    clock.now += 3601  # and the step ends before the watchdog looks again
+    assert watchdog.stood_still() == 3600
+    clock.now += 2
+    assert watchdog.stood_still() == 0
+
+
+def test_terminal_that_takes_nothing_is_no_hang_and_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, hung = Clock(*[1.0] * 3000), []
+    watchdog = watched(monkeypatch, clock, hung)
+    with watchdog.aside():
+        watchdog._watch()
+    assert not hung and watchdog.stood_still() == 3000
+    clock.now += 10
+    watchdog.beat("step")
+    assert watchdog._gaps["step"] == deque([10.0])
+    clock.waits = [1.0] * 1000
+    watchdog._watch()
+    assert hung == [901.0], "one that hangs afterwards is no longer found"
 
 
 def test_a_watchdog_that_is_late_by_little_still_finds_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sports_ray import processes
 from sports_ray.config import TrainConfig
 from sports_ray.data.demo import draw_demo
 from sports_ray.engine import guard
@@ -149,7 +150,7 @@ def test_steps_of_a_compiled_model_have_the_long_patience_throughout(
 
 def suspended(ready: Any) -> None:
     """Half a second's work is left of a step when its process is stopped; the watchdog has a second and a half."""
-    guard.SUSPENDED_SECONDS = 0.5
+    processes.SUSPENDED_SECONDS = 0.5
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCONT})
     with Watchdog(least=1.5, first=1.5):
         ready.set()

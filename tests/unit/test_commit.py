@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import load_file, save
 
 from sports_ray.errors import ConfigError, FencedError, RunError, StorageError
+from sports_ray.store import commit as commits
 from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.codec import Encoded, canonical, parse, seal, unseal
 from sports_ray.store.commit import CommitId, list_commits, newest, read_commit, write_commit
 from sports_ray.store.fence import Fence, check, is_orphan, read_fences
 from sports_ray.store.local import LocalStorage
 from sports_ray.store.run_dir import RunDir
-from sports_ray.store.storage import Data, Storage, chunks_of, failures, open_storage
+from sports_ray.store.storage import Data, Storage, chunks_of, failures, open_storage, storage_error
 
 
 def tensors(step: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -227,6 +228,37 @@ def test_record_of_another_step_is_not_believed(run: Storage) -> None:
     shutil.copytree(folder / "step-00000010-a0001", folder / "step-00000099-a0001")
     found, passed_over = newest(run)
     assert found is not None and found.step == 30 and "record of step 10" in passed_over[0]
+
+
+class Stumbling(LocalStorage):
+    """The same files; the first `times` reads of a path that holds `where` fail with EIO."""
+
+    def __init__(self, root: str, where: str, times: int, number: int = errno.EIO) -> None:
+        super().__init__(root)
+        self.where, self.times, self.number = where, times, number
+
+    def read(self, path: str) -> bytearray:
+        if self.where in path and self.times:
+            self.times -= 1
+            error = OSError(self.number, "a time limit of the network")
+            raise storage_error("read", path, error) from error
+        return super().read(path)
+
+
+@pytest.mark.parametrize("where", ["step-00000030-a0001/COMMIT.json", "step-00000030-a0001/model.safetensors"])
+def test_commit_that_cannot_be_read_for_a_moment_is_not_passed_over(
+    run: Storage, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """An attempt would begin before it, and delete it."""
+    pauses: list[float] = []
+    monkeypatch.setattr(commits.time, "sleep", pauses.append)
+    found, passed_over = newest(Stumbling(run.uri, where, 2))
+    assert found is not None and found.step == 30 and not passed_over and len(pauses) == 2
+    found, passed_over = newest(Stumbling(run.uri, where, 10**6))
+    assert found is not None and found.step == 20 and "EIO" in passed_over[0] and 4 < sum(pauses) - pauses[0] < 10
+    pauses.clear()
+    found, _ = newest(Stumbling(run.uri, where, 10**6, errno.EACCES))
+    assert found is not None and found.step == 20 and not pauses, "what cannot pass is not waited for"
 
 
 def test_commit_of_a_newer_version_is_not_passed_over(run: Storage) -> None:

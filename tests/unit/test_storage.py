@@ -16,14 +16,13 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from sports_ray.cli.show import own_words
 from sports_ray.errors import ConfigError, RunError, StorageError
-from sports_ray.orchestrate.plan import _recorded
 from sports_ray.recipe import build_config
 from sports_ray.store.arrow import ArrowStorage
 from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.commit import newest, write_commit
 from sports_ray.store.lease import Lease, Owner
 from sports_ray.store.local import LocalStorage
-from sports_ray.store.run_dir import RunDir, list_runs
+from sports_ray.store.run_dir import RunDir, list_runs, recorded
 from sports_ray.store.storage import Entry, Storage, absolute, below, open_storage, parted, without_keys
 
 
@@ -47,6 +46,23 @@ def test_what_was_written_is_read_listed_and_deleted(storage: Storage) -> None:
     for path in ("a/b", "a/b", "a/two", "a/two", "never/there"):
         storage.delete(path)
     assert storage.list("a") == []
+
+
+def test_folder_that_is_not_there_yet_is_not_one_that_has_vanished(tmp_path: Path) -> None:
+    """A run's folder, made from that of a sweep: new it has no files, while the sweep is away nobody knows."""
+    root = tmp_path / "mount" / "sweep"
+    root.mkdir(parents=True)
+    sweep = LocalStorage(str(root))
+    assert sweep.child("new").list() == [] and sweep.child("new").find("run.json") is None
+    root.rename(tmp_path / "away")
+    for look in (lambda: sweep.child("trial").list(), lambda: sweep.child("trial").child("deep").find("run.json")):
+        with pytest.raises(StorageError, match="ENOENT"):
+            look()
+    with pytest.raises(StorageError, match="ENOENT"):
+        sweep.child("trial").write("run.json", b"1")
+    (tmp_path / "away").rename(root)
+    sweep.child("trial").write("run.json", b"1")
+    assert sweep.child("trial").find("run.json") == b"1"
 
 
 def test_exclusive_write_succeeds_once(storage: Storage) -> None:
@@ -255,4 +271,4 @@ def test_key_and_secret_of_an_address_are_neither_shown_nor_kept(monkeypatch: py
     monkeypatch.setattr("sys.argv", shlex.split(text))
     assert own_words() == shlex.split(bare) and Owner.current().command == shlex.join(shlex.split(bare))
     config = build_config(None, {"model.name": "test_resnet", "store.root": "s3://K:S@bucket/runs", "data.root": "/a"})
-    assert _recorded(config)["store"]["root"] == "s3://bucket/runs"
+    assert recorded(config)["store"]["root"] == "s3://bucket/runs"

@@ -102,10 +102,9 @@ def test_end_during_a_moment_without_the_store_is_the_true_one(
     assert trouble.seconds >= 60.0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_end_that_cannot_be_read_is_an_error_and_recorded_later(place: Path, trouble: Trouble, kind: int) -> None:
+def test_end_that_cannot_be_read_is_an_error_and_recorded_later(place: Path, trouble: Trouble) -> None:
     conductor = finished(place)
-    trouble.begin("read", "step-00000018-a0002/COMMIT.json", FOREVER, kind)
+    trouble.begin("read", "step-00000018-a0002/COMMIT.json", FOREVER)
     with pytest.raises(StorageError, match="cannot read"):
         conductor.ended(NAME, "done")
     assert 60 <= trouble.seconds <= 120 and not ends(conductor)
@@ -113,6 +112,30 @@ def test_end_that_cannot_be_read_is_an_error_and_recorded_later(place: Path, tro
     again = Conductor(conductor.spec, conductor.folder)
     again.catch_up()
     assert ends(again)[0]["result"]["epochs"] == 9
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [(errno.EIO, 200.0), (errno.EACCES, 0.0)])
+@pytest.mark.parametrize("metrics", [True, False])
+def test_one_record_that_stays_unreadable_does_not_stop_the_sweep(
+    place: Path, trouble: Trouble, kind: int, seconds: float, metrics: bool
+) -> None:
+    """A bad sector: its run would pass that commit over. What the metrics know beyond it is in the row."""
+    conductor = finished(place)
+    if metrics:
+        conductor.folder.run_dir(NAME).write_metrics([line(epoch, epoch / 10) for epoch in range(1, 10)])
+    trouble.begin("read", "step-00000018-a0002/COMMIT.json", FOREVER, kind)
+    conductor.catch_up()
+    assert ends(conductor)[0]["result"]["epochs"] == (9 if metrics else 8)
+    assert trouble.seconds == pytest.approx(seconds, abs=10)
+
+
+def test_who_tries_again_is_known_to_wait(place: Path, trouble: Trouble) -> None:
+    conductor = finished(place)
+    seen: list[bool] = []
+    trouble.meanwhile = lambda: seen.append(patience.is_waiting())
+    trouble.begin("read", "COMMIT.json", 60.0)
+    conductor.ended(NAME, "done")
+    assert len(seen) > 3 and all(seen) and not patience.is_waiting()
 
 
 def test_trial_that_is_done_without_any_evaluation_is_refused(place: Path) -> None:
