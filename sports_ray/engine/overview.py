@@ -22,7 +22,7 @@ from sports_ray.store.commit import RECORD, CommitId, is_finished, list_commits
 from sports_ray.store.fence import is_orphan, read_fences
 from sports_ray.store.lease import holder, is_held
 from sports_ray.store.run_dir import RunDir
-from sports_ray.store.storage import is_of_one_file, may_pass
+from sports_ray.store.storage import is_of_one_file
 
 Facts = dict[str, Any]
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
@@ -107,7 +107,7 @@ def _fault(run_dir: RunDir, commit: CommitId, sure: bool) -> str:
         bad = [entry["path"] for entry in record["files"].values() if sizes.get(entry["path"]) != entry["size"]]
         return f"{', '.join(bad)} missing or of another size" if bad else ""
     except StorageError as error:
-        if (sure and may_pass(error)) or not is_of_one_file(error):
+        if sure or not is_of_one_file(error):
             raise
         return str(error)
     except SportsRayError as error:

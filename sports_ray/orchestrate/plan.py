@@ -22,7 +22,7 @@ from sports_ray.engine.schedule import Schedule
 from sports_ray.errors import ConfigError, DataError, RunError, WeightsError
 from sports_ray.model.facts import full_name, model_facts
 from sports_ray.orchestrate.extend import check_new, extended, record_extension
-from sports_ray.recipe import changed_keys, config_from_dict, digest, identity
+from sports_ray.recipe import changed_keys, config_from_dict, config_to_dict, digest, identity
 from sports_ray.store.run_dir import RunDir, recorded
 from sports_ray.store.storage import open_storage, parted, without_keys
 
@@ -242,7 +242,7 @@ def write_record(plan: Plan) -> None:
         run_dir.create(
             {
                 "format": 1,
-                "config": recorded(plan.config),
+                "config": recorded(config_to_dict(plan.config)),
                 "identity": identity(plan.config),
                 "classes": list(plan.manifest.classes),
                 "data": _data_facts(plan),
@@ -255,7 +255,7 @@ def write_record(plan: Plan) -> None:
         return
     record_extension(record, plan.config, plan.name)
     # How the run is computed may change from session to session; the newest way is what workers read.
-    record["config"], record["data"] = recorded(plan.config), _data_facts(plan)
+    record["config"], record["data"] = recorded(config_to_dict(plan.config)), _data_facts(plan)
     run_dir.write_record(record)
 
 

@@ -21,9 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sports_ray.config import TrainConfig
 from sports_ray.errors import RunError, StorageError
-from sports_ray.recipe import config_to_dict
 from sports_ray.store import weights
 from sports_ray.store.arrow import ArrowStorage
 from sports_ray.store.codec import canonical, seal, unseal
@@ -44,11 +42,9 @@ _METRICS, _TIMINGS, _STOP = "metrics.jsonl", "timings.jsonl", "stop.json"
 _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 
 
-def recorded(config: TrainConfig) -> dict[str, Any]:
-    """A config as records keep it: who reads them has found the store, and needs no key to it from there."""
-    found = config_to_dict(config)
-    found["store"]["root"] = without_keys(config.store.root)
-    return found
+def recorded(settings: dict[str, Any]) -> dict[str, Any]:
+    """A config's settings as records keep them: who reads them has found the store, and needs no key to it from there."""
+    return {**settings, "store": {**settings["store"], "root": without_keys(settings["store"]["root"])}}
 
 
 def checked_run_name(name: str) -> str:

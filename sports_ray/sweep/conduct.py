@@ -11,7 +11,7 @@ from typing import Any
 from sports_ray.errors import ConfigError, RunError, StorageError
 from sports_ray.recipe import to_toml
 from sports_ray.score.main_score import NAMES, score_of
-from sports_ray.store.storage import is_of_one_file
+from sports_ray.store.storage import is_of_one_file, may_pass
 from sports_ray.sweep import board
 from sports_ray.sweep.folder import Decision, SweepDir
 from sports_ray.sweep.halving import goes_on
@@ -79,14 +79,26 @@ class Conductor:
 
     def _history(self, name: str) -> list[dict[str, Any]]:
         """The evaluations of a trial's run; StorageError if the storage cannot be read for a while."""
+
+        def read() -> list[dict[str, Any]]:
+            try:
+                return self.folder.history(name)
+            except StorageError as error:
+                if is_of_one_file(error) and not may_pass(error):
+                    return self._left_of(name)
+                raise
+
         try:
-            return patiently(lambda: self.folder.history(name))
+            return patiently(read)
         except StorageError as error:
             if not is_of_one_file(error):
                 raise
-            # It does not pass. The run itself would go on without that commit; its metrics may know more.
-            lines = self.folder.run_dir(name).read_metrics()
-            return max(lines, self.folder.history(name, sure=False), key=len)
+            return self._left_of(name)
+
+    def _left_of(self, name: str) -> list[dict[str, Any]]:
+        """The evaluations of a run of which a commit cannot be read, and that does not pass: the run itself would go on
+        without that commit, but its metrics may know more."""
+        return max(self.folder.run_dir(name).read_metrics(), self.folder.history(name, sure=False), key=len)
 
     def _halved(self, name: str, history: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the trial's run has passed a rung at which it had to stop; then it has ended."""

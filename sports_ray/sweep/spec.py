@@ -127,7 +127,12 @@ class SweepSpec:
             "format": FORMAT,
             "name": self.name,
             "backbones": [
-                {"name": one.name, "label": one.label, "config": recorded(one.config), "precision": one.precision}
+                {
+                    "name": one.name,
+                    "label": one.label,
+                    "config": recorded(config_to_dict(one.config)),
+                    "precision": one.precision,
+                }
                 for one in self.backbones
             ],
             "space": [f"{one.backbone}:{one.key}={one.text}".lstrip(":") for one in self.space],

@@ -16,7 +16,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from sports_ray.cli.show import own_words
 from sports_ray.errors import ConfigError, RunError, StorageError
-from sports_ray.recipe import build_config
+from sports_ray.recipe import build_config, config_to_dict
 from sports_ray.store.arrow import ArrowStorage
 from sports_ray.store.attempt import begin_attempt
 from sports_ray.store.commit import newest, write_commit
@@ -271,4 +271,4 @@ def test_key_and_secret_of_an_address_are_neither_shown_nor_kept(monkeypatch: py
     monkeypatch.setattr("sys.argv", shlex.split(text))
     assert own_words() == shlex.split(bare) and Owner.current().command == shlex.join(shlex.split(bare))
     config = build_config(None, {"model.name": "test_resnet", "store.root": "s3://K:S@bucket/runs", "data.root": "/a"})
-    assert recorded(config)["store"]["root"] == "s3://bucket/runs"
+    assert recorded(config_to_dict(config))["store"]["root"] == "s3://bucket/runs"
