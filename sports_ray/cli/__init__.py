@@ -133,6 +133,7 @@ def main() -> None:
     """Entry point: every error on purpose is one line on stderr, or one JSON object with --json."""
     # What people are to see is printed; without a handler of its own Python would add the log's warnings on stderr.
     logging.getLogger("sports_ray").addHandler(logging.NullHandler())
+    _show_any_name()
     try:
         code = cli.main(prog_name="sports-ray", standalone_mode=False)
     except SportsRayError as error:
@@ -156,6 +157,13 @@ def main() -> None:
         code = 3
     _finish_streams()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_any_name() -> None:
+    """Names of files need be no text: where a stream cannot take a character, its number is shown, and no command fails."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # none there, another's, or closed
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def usage_error(error: click.ClickException) -> UserError:

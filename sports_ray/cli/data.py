@@ -87,11 +87,27 @@ def scan(source: str, as_json: bool) -> None:
 
     with _bar("reading") as progress:
         report = scan_photographs(source, DataConfig(root=source), progress=progress)
+    _refuse_empty(report)
     if as_json:
         click.echo(json.dumps(report.as_dict(), ensure_ascii=False))
         return
     for line in _summary(report):
         click.echo(line)
+
+
+def _refuse_empty(report: ScanReport) -> None:
+    """DataError where there is no file at all, and no finding of why training would refuse: nothing was proved sound."""
+    from sports_ray.data.listing import LAYOUT
+    from sports_ray.data.scan import GRAVE
+    from sports_ray.errors import DataError
+
+    if report.files or any(finding.kind in GRAVE for finding in report.findings):
+        return
+    there = [name for finding in report.findings for item in finding.items for name in item]
+    shown = ", ".join(there[:_SHOWN]) + (f" and {len(there) - _SHOWN:,} more" if len(there) > _SHOWN else "")
+    got = f"folders without one, or that are no split: {shown}" if there else "nothing"
+    cure = "name the folder that holds them; `sports-ray data demo DIR` draws a set to try"
+    raise DataError(f"no photograph in {report.source}", got=got, want=LAYOUT, cure=cure)
 
 
 def _summary(report: ScanReport) -> Iterator[str]:

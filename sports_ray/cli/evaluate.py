@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sports_ray.cli.evaluation_page import drop_page, show_page
-from sports_ray.cli.score_show import refuse_bad, show_bad, show_scores
+from sports_ray.cli.score_show import refuse_bad, refuse_unsound, show_bad, show_scores
 from sports_ray.cli.show import Show, choose_show, own_words
 from sports_ray.errors import ConfigError
 from sports_ray.stops import Stops
+from sports_ray.store.storage import without_keys
 
 if TYPE_CHECKING:
     from sports_ray.predict.plan import Plan
@@ -149,6 +150,7 @@ def eval_ensemble(
         show_page(plan, command.show, heat=heat, anew=fresh or heat)
         if strict:
             refuse_bad(scores["data"]["bad"])
+            refuse_unsound(scores["candidates"])
         return 0
     finally:
         command.close()
@@ -207,9 +209,10 @@ def predict(
     check_workers(workers)
     command = _Command(as_json)
     try:
-        from sports_ray.predict.write import label_lists, parse_header, submission, write_text
+        from sports_ray.predict.write import check_out, label_lists, parse_header, submission, write_text
 
         names = parse_header(header)
+        check_out(out, images)
         from sports_ray.predict.plan import plan_prediction
         from sports_ray.predict.record import chosen_thresholds
 
@@ -273,9 +276,10 @@ class _Command:
     def show_plan(self, plan: Plan) -> None:
         labels = plan.images.column("label")
         known = sum(label >= 0 for label in labels)
-        text = f"{len(plan.images):,} of {plan.split} in {plan.data} · {known:,} labelled"
+        place = without_keys(plan.data)
+        text = f"{len(plan.images):,} of {plan.split} in {place} · {known:,} labelled"
         if not plan.split:
-            text = f"{len(plan.images):,} in {plan.data}"
+            text = f"{len(plan.images):,} in {place}"
         facts = {"images": len(plan.images), "labelled": known, "split": plan.split, "notes": list(plan.notes)}
         self.show.fact("photos", "\n".join([text, *(f"! {note}" for note in plan.notes)]), **facts)
         for member in plan.members:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sports_ray.errors import SportsRayError
+from sports_ray.errors import ConfigError, SportsRayError
 
 if TYPE_CHECKING:
     from sports_ray.cli.show import Show
     from sports_ray.predict.plan import Plan
 
-PAGE, PLOTS = "report.html", "plots"
+PAGE, PLOTS, SCORES = "report.html", "plots", "scores.json"
 
 
 def drop_page(plan: Plan) -> None:
-    """Takes away the page of what is about to be scored anew: where there are scores, the page is theirs."""
-    if "://" not in plan.out:
-        plan.storage().delete(PAGE)
+    """Takes away the page of what is about to be scored anew; ConfigError if it is not an evaluation's."""
+    if "://" in plan.out:
+        return
+    storage = plan.storage()
+    if storage.exists(PAGE) and not storage.exists(SCORES):
+        raise ConfigError(
+            "--out", got=f"{plan.out}, with a {PAGE} of something else", want="a new folder, or that of an evaluation"
+        )
+    storage.delete(PAGE)
 
 
 def show_page(plan: Plan, show: Show, *, heat: bool, anew: bool) -> None:

@@ -168,5 +168,6 @@ def _show_scores(runs: FoldRuns, kind: str, scores: Mapping[str, Any], where: st
     suffix = "@last" if kind == "last" else ""
     members = " ".join(f"--run {shlex.quote(run + suffix)}" for run in runs.runs)
     store = "" if runs.config.store.root == "runs" else f" --store {shlex.quote(runs.config.store.root)}"
-    text = without_keys(f"sports-ray eval-ensemble {members}{store}")
+    data = f" --data {shlex.quote(runs.config.data.root)}"
+    text = without_keys(f"sports-ray eval-ensemble{data} {members}{store}")
     command.show.fact("next", text, commands=[text])

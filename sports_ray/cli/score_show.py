@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sports_ray.cli.show import Show
 from sports_ray.errors import DataError
 from sports_ray.score.main_score import MULTILABEL
+from sports_ray.store.storage import without_keys
 
 if TYPE_CHECKING:
     from sports_ray.predict.plan import Plan
@@ -29,7 +30,22 @@ def show_scores(scores: Mapping[str, Any], plan: Plan, show: Show) -> None:
     text, best = "\n".join(lines), scores["best_single"]
     show.fact("result", text, best_single=best, merge=scores["merge"], candidates=entries)
     show_bad(scores["data"]["bad"], show)
-    show.fact("written", f"{plan.out}: predictions.parquet, scores.json", path=plan.out, digest=plan.digest)
+    for name, count in unsound(scores["candidates"]).items():
+        show.fact(
+            "unsound", f"! {name}: {count:,} predictions are not finite, and count as wrong", name=name, count=count
+        )
+    place = without_keys(plan.out)
+    show.fact("written", f"{place}: predictions.parquet, scores.json", path=place, digest=plan.digest)
+
+
+def unsound(candidates: list[dict[str, Any]]) -> dict[str, int]:
+    """How many predictions of each candidate are no probabilities, where there are such."""
+    return {entry["name"]: entry["unsound"] for entry in candidates if entry.get("unsound")}
+
+
+def refuse_unsound(candidates: list[dict[str, Any]]) -> None:
+    for name, count in unsound(candidates).items():
+        raise DataError(f"predictions of {name}", got=f"{count:,} that are not finite", want="none (--strict)")
 
 
 def score_table(scores: Mapping[str, Any]) -> list[str]:

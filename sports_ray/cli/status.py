@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sports_ray.cli.show import can_be_drawn_over, duration
-from sports_ray.errors import ConfigError, RunError
+from sports_ray.errors import ConfigError, RunError, StorageError
 from sports_ray.score.main_score import NAMES, score_name, score_of
 
 if TYPE_CHECKING:
@@ -113,15 +114,34 @@ def watch_live(look: Callable[[], str], every: float) -> None:
 
 def facts_of(run: str | None, store: str) -> Facts | list[Facts]:
     """Of one run, or of all runs of a store. RunError if there is no such run."""
-    from sports_ray.store.run_dir import RunDir, list_runs
+    from sports_ray.store.run_dir import RunDir
     from sports_ray.store.storage import open_storage
 
     where = open_storage(run or store)
-    names = list_runs(where)
+    names = [] if run and _is_file(run) else _names(run or store)
     if run and not names:
         root, name = find(run, store)
         return run_facts(RunDir.open(open_storage(root), name), name)
     return [run_facts(RunDir.open(where, name), name) for name in names]
+
+
+def _names(place: str) -> list[str]:
+    """Of the runs in a store. ConfigError where a file stands in its place, or of a folder above it."""
+    from sports_ray.store.run_dir import list_runs
+    from sports_ray.store.storage import open_storage
+
+    try:
+        return list_runs(open_storage(place))
+    except StorageError as error:
+        if not isinstance(error.__cause__, NotADirectoryError):
+            raise
+        got, want = f"{place}: is no folder", "a folder that holds runs"
+        raise ConfigError("store", got=got, want=want, cure="another --store DIR") from error
+
+
+def _is_file(run: str) -> bool:
+    """Then it is no store, but may still be the name of a run, with a file of this name in the current folder."""
+    return os.path.isfile(os.path.expanduser(run))
 
 
 def run_facts(run_dir: RunDir, name: str) -> Facts:
@@ -133,14 +153,15 @@ def run_facts(run_dir: RunDir, name: str) -> Facts:
 
 def find(run: str, store: str) -> tuple[str, str]:
     """(store, name) of a run that is there, damaged or not; RunError otherwise."""
-    from sports_ray.store.run_dir import list_runs
-    from sports_ray.store.storage import open_storage, parted
+    from sports_ray.store.storage import parted
 
     root, name = parted(run)
-    for where, called in ((root, name), (store, run)):
-        if where and "/" not in called and called in list_runs(open_storage(where)):
+    file = _is_file(run)
+    for where, called in (("" if file else root, name), (store, run)):
+        if where and "/" not in called and called in _names(where):
             return where, called
-    raise RunError("run", got=run, want=f"a run in {store}, or the path of one", cure="see `sports-ray status`")
+    got = f"{run}, a file" if file else run
+    raise RunError("run", got=got, want=f"a run in {store}, or the path of one", cure="see `sports-ray status`")
 
 
 def text_of(found: Facts | list[Facts], where: str) -> str:

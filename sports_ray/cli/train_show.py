@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from sports_ray.cli.show import Show, duration
@@ -134,5 +135,17 @@ def show_summary(plan: Plan, show: Show) -> None:
         show.fact(name, f"{text} · {where}/weights/{name}.safetensors", **data)
     facts = time_facts(run_dir.read_timings())
     show.fact("done", f"{duration(facts['seconds'])} of training in {facts['sessions']} sessions", **facts)
-    next_steps = f"sports-ray status {where}\ntensorboard --logdir {where}/tensorboard"
-    show.fact("next", next_steps, commands=next_steps.splitlines())
+    commands = next_commands(plan)
+    show.fact("next", "\n".join(commands), commands=commands)
+
+
+def next_commands(plan: Plan) -> list[str]:
+    """What to look at a finished run with, to be pasted into a shell. An address keeps its options, and loses a key and
+    secret in it; only files of this machine are named to TensorBoard, which knows none of the options."""
+    from sports_ray.store.storage import below, without_keys
+
+    commands = [["sports-ray", "status", without_keys(below(plan.store, plan.name))]]
+    where = plan.run_dir.storage.uri
+    if "://" not in where:
+        commands.append(["tensorboard", "--logdir", f"{where}/tensorboard"])
+    return [shlex.join(words) for words in commands]

@@ -24,6 +24,8 @@ _COLUMNS = {
     "split": ("split", "set", "subset", "data set", "dataset"),
 }
 _NAMES = {"": "train", "training": "train", "testing": "test", **dict.fromkeys(VAL_NAMES, "val")}
+_DEFAULT = {"train": "train", "val": "auto", "test": "test"}
+"""Settings that may name no row: data.val=val is a wish for rows of that name, where auto carves if there are none."""
 _WANT = "a header with path, label and split (split may be missing: all train), then one row an image"
 
 
@@ -35,16 +37,20 @@ class _Row(NamedTuple):
     fields: list[str]
 
 
-def read_csv_list(path: Path, config: DataConfig) -> Listing:
+def read_csv_list(path: Path, config: DataConfig, *, pass_over: bool = False) -> Listing:
     """Read a list whose relative paths start at the list's own folder. Bad rows are collected in `bad_rows`.
 
-    Raises DataError for a file that is no such list."""
+    `pass_over`: rows of splits that no setting names are in the table too, under their own name, and are no bad ones: what
+    another training calls dev does not keep test from being evaluated. Raises DataError for a file that is no such list."""
     header, rows = _read(path)
     columns = _columns(header)
     labels = find_labels(path, header, columns, [row.fields for row in rows], config.labels)
     _check_columns(path, header, columns, labels)
     assert labels is not None
-    root, splits = path.parent, splits_of_names(config, _names(columns, rows))
+    there = _names(columns, rows)
+    root, splits = path.parent, splits_of_names(config, there)
+    others = sorted(there - set(splits)) if pass_over else []
+    splits |= {name: name for name in others}
     entries: list[Entry] = []
     bad: list[str] = []
     first: dict[str, int] = {}
@@ -58,9 +64,17 @@ def read_csv_list(path: Path, config: DataConfig) -> Listing:
         first[entry.id] = row.number
         if entry.split:
             entries.append(entry)
-    folders = {split: "" for split in sorted({entry.split for entry in entries})}
-    files = Folder(str(root))
-    return Listing(root, path, files, table_of(entries), folders, bad_rows=tuple(bad), multilabel=labels.multilabel)
+    folders = {split: "" for split in sorted({entry.split for entry in entries} - set(others))}
+    return Listing(
+        root,
+        path,
+        Folder(str(root)),
+        table_of(entries),
+        folders,
+        passed_over=tuple(others),
+        bad_rows=tuple(bad),
+        multilabel=labels.multilabel,
+    )
 
 
 def name_of(word: str) -> str:
@@ -71,8 +85,8 @@ def name_of(word: str) -> str:
 def splits_of_names(config: DataConfig, there: Iterable[str]) -> dict[str, str]:
     """Split of the rows of each name (`name_of`); empty: they are passed over, as a folder is that no setting names.
 
-    `there`: the names that rows have. Raises DataError for a setting that names none of them, and for one name for two
-    splits, as `listing.split_folders` does for folders."""
+    `there`: the names that rows have. Raises DataError for a setting that names none of them (but for the default, which
+    finds what there is), and for one name for two splits, as `listing.split_folders` does for folders."""
     words = {"train": config.train, "val": "val" if config.val == "auto" else config.val, "test": config.test}
     if config.val == "carve":
         del words["val"]
@@ -83,8 +97,10 @@ def splits_of_names(config: DataConfig, there: Iterable[str]) -> dict[str, str]:
         cure = "name different rows in data.train, data.val and data.test"
         raise DataError("one name for two splits", got=words, cure=cure)
     known = set(there)
+    if not config.val:
+        raise _no_rows("data.val", "''", known)
     for split, name in named.items():
-        if name not in known and getattr(config, split) not in (split, "auto"):
+        if name not in known and getattr(config, split) != _DEFAULT[split]:
             raise _no_rows(f"data.{split}", words[split], known)
     return {"train": "", "val": "", "test": "", **{name: split for split, name in named.items()}}
 

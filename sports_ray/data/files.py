@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -121,6 +122,18 @@ def is_folder(entry: os.DirEntry[str]) -> bool | None:
         return None
 
 
+def read_unknown(files: Files, path: str) -> bytes:
+    """As `files.read`, of a file that nothing is known of yet. Raises OSError also for what is no regular file nor a link
+    to one: a pipe makes its reader wait for ever, and a device may have no end.
+
+    Training reads what a manifest lists, all of it looked at in this way before, and asks no second time."""
+    if isinstance(files, Folder):
+        mode = os.stat(os.path.join(files.root, path)).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder refuses to be read, in words of its own
+            raise OSError("a pipe or device")
+    return files.read(path)
+
+
 def is_text(name: str) -> bool:
     """Whether a name's bytes are UTF-8."""
     try:
@@ -150,10 +163,10 @@ class Folder:
 
     def state(self, path: str) -> State:
         try:
-            stat = os.stat(os.path.join(self._root, path))
+            found = os.stat(os.path.join(self._root, path))
         except (OSError, ValueError):
             return GONE
-        return State(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        return State(found.st_size, found.st_mtime_ns, found.st_ino)
 
     def paths(self) -> list[str]:
         """See `Files`. Raises DataError for a folder that cannot be read, and for names that are not UTF-8."""

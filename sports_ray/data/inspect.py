@@ -62,10 +62,11 @@ _MAGIC = {
 
 def inspect(files: Files, path: str, max_pixels: int) -> Facts:
     """Read and decode a whole file, exactly as training will; what is wrong is a fault in the answer, no exception."""
+    from sports_ray.data.files import read_unknown
     from sports_ray.data.near import FLAT
 
     try:
-        data = files.read(path)
+        data = read_unknown(files, path)
     except OSError as error:
         return Facts("", 0, 0, FLAT, "", "unreadable", str(error))
     return inspect_bytes(data, max_pixels)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sports_ray.config import DataConfig
 
 VAL_NAMES = ("val", "valid", "validation")
-_LAYOUT = "a folder with train/ (and val/, test/), a folder of class folders, a CSV list, or a pack of one of these"
+LAYOUT = "a folder with train/ (and val/, test/), a folder of class folders, a CSV list, or a pack of one of these"
 
 
 class Entry(NamedTuple):
@@ -72,7 +72,7 @@ def list_files(source: str | Path, config: DataConfig) -> Listing:
     from sports_ray.data.csv_list import read_csv_list
 
     if not str(source):
-        raise DataError("no data given", want=_LAYOUT, cure="name it with --data DIR or --set data.root=DIR")
+        raise DataError("no data given", want=LAYOUT, cure="name it with --data DIR or --set data.root=DIR")
     if is_pack(source):
         from sports_ray.data.pack import open_pack
         from sports_ray.data.pack_list import list_pack
@@ -80,7 +80,7 @@ def list_files(source: str | Path, config: DataConfig) -> Listing:
         return list_pack(open_pack(str(source), config), config)
     path = Path(source).expanduser()
     if not path.exists():
-        raise DataError("data not found", got=path, want=_LAYOUT, cure=_nearest(path))
+        raise DataError("data not found", got=path, want=LAYOUT, cure=_nearest(path))
     path = path.resolve()
     if is_cifar(path):
         from sports_ray.data.cifar import list_cifar

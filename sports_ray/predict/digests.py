@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from sports_ray.data.files import Files, open_files
+from sports_ray.data.files import Files, open_files, read_unknown
 from sports_ray.data.inspect import sniff
 from sports_ray.remembered import place_of, recall, remember
 
@@ -85,7 +85,7 @@ def _read_all(
 
 def _read(files: Files, path: str, stat: Digest) -> Digest:
     try:
-        data = files.read(path)
+        data = read_unknown(files, path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return stat._replace(error=f"cannot be read: {reason}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sports_ray.config import DataConfig
-from sports_ray.data.csv_list import name_of
+from sports_ray.data.csv_list import name_of, read_csv_list
 from sports_ray.data.files import GONE, Files, called_image, is_pack, open_files
 from sports_ray.data.inspect import FORMAT_OF
 from sports_ray.data.label_sets import LabelSets, labels_of, names_in, sets_of, word_of
@@ -91,10 +91,11 @@ def list_split(
         cure = "--data LIST.csv, or leave --data out for the photographs of the first run"
         raise DataError(f"{source}: one class a photograph", want="a list of several, as in training", cure=cure)
     notes = list(_notes(listing))
-    held = _held_out(manifest, listing, progress) if split == "val" and manifest is not None else None
+    held, told = _held_out(manifest, listing, progress) if split == "val" and manifest is not None else (None, "")
     rows = _rows(listing, split) if held is None else held
     if held is not None and "val" in listing.folders:
         notes.append("val is what the first run held out, not all that is called so")
+    notes += [told] if told else []
     if multilabel:
         images = _of_sets(listing, rows, classes, notes, subset, progress)
         return _without_held_out(images, manifest) if split == "train" else images
@@ -163,9 +164,9 @@ def _listing(source: str, split: str, multilabel: bool) -> Listing:
     labels: Literal["single", "multi"] = "multi" if multilabel else "single"
     config = DataConfig(root=source, labels=labels)
     if split in SPLITS:
-        return list_files(source, config)
+        return _listed_by(source, config)
     try:
-        listing = list_files(source, replace(config, test=split))
+        listing = _listed_by(source, replace(config, test=split))
     except DataError as error:
         if error.what.startswith("data.test:"):
             raise _no_split(split, source, str(error.got)) from None
@@ -173,6 +174,14 @@ def _listing(source: str, split: str, multilabel: bool) -> Listing:
     if listing.folders.get("test") not in (split, ""):  # CIFAR-10's own files, whose splits have names of their own
         raise _no_split(split, source, _there(listing))
     return listing
+
+
+def _listed_by(source: str, config: DataConfig) -> Listing:
+    """As `list_files`; rows of other splits are passed over, as other folders are: settings of the run may have named them."""
+    path = Path(source).expanduser()
+    if not is_pack(source) and path.is_file():
+        return read_csv_list(path.resolve(), config, pass_over=True)
+    return list_files(source, config)
 
 
 def _rows(listing: Listing, split: str) -> list[_Row]:
@@ -194,14 +203,37 @@ def _all_rows(listing: Listing) -> Iterator[tuple[str, _Row]]:
         yield split, (path, name, Digest(size, mtime_ns, inode))
 
 
-def _held_out(manifest: Manifest, listing: Listing, progress: Progress | None) -> list[_Row] | None:
+def _held_out(manifest: Manifest, listing: Listing, progress: Progress | None) -> tuple[list[_Row] | None, str]:
     """The photographs that a run held out, where they are not what the listing calls val: a run carves them out of train,
-    also beside a val/ if it is told so, it makes folds, or holds another folder out.
+    also beside a val/ if it is told so, it makes folds, or holds another folder out. And a note, or nothing.
 
     None where the listing is to be asked: it says the same, or it is of other photographs. Those of the run are known by
     their root, elsewhere by the bytes of each; by their paths alone only where nothing else is val."""
     val, own = manifest.rows("val"), str(listing.root) == manifest.root
     there = {row[0]: (split, row) for split, row in _all_rows(listing)}
+    rows = _rows_of_run(manifest, listing, there)
+    if "val" not in listing.folders and not _is_plain(listing):
+        return rows or None, ""
+    complete = len(rows) == val.num_rows
+    if all(there.get(path, ("",))[0] == "val" for path, _, _ in rows):
+        return None, ""
+    if own:
+        return (rows if complete or _is_plain(listing) else None), ""
+    if not complete:
+        few = f"all count as val: of the {val.num_rows:,} paths that the first run held out, {len(rows):,} are here"
+        return None, few if _is_plain(listing) else ""
+    found = digests(str(listing.root), [row[0] for row in rows], [row[2] for row in rows], progress)
+    if [one.sha256 for one in found] == val.column("sha256").to_pylist():
+        return rows, ""
+    # A pack may have encoded them anew. Of a plain folder all would count: also what was trained on, unknown by its bytes.
+    if _is_plain(listing):
+        return rows, "val is what the first run held out, known by paths alone: the bytes are others"
+    return None, "val is what is called so: what the first run held out is here by its paths, with other bytes"
+
+
+def _rows_of_run(manifest: Manifest, listing: Listing, there: dict[str, tuple[str, _Row]]) -> list[_Row]:
+    """What a run held out, as far as it lies here. `there`: the listing's rows with their splits, by path."""
+    val, own = manifest.rows("val"), str(listing.root) == manifest.root
     rows: list[_Row] = []
     for path, label in zip(val.column("path").to_pylist(), val.column("label").to_pylist(), strict=True):
         if listing.source != listing.root or not own:  # a list may have got other labels, or be one of several here
@@ -210,17 +242,7 @@ def _held_out(manifest: Manifest, listing: Listing, progress: Progress | None) -
         state = there[path][1][2] if path in there else Digest(*listing.files.state(path))
         if path in there or state[:3] != GONE:  # data.val may name a folder that the listing passes over
             rows.append((path, manifest.classes[label] if label >= 0 else "", state))
-    if "val" not in listing.folders and not _is_plain(listing):
-        return rows or None
-    complete = len(rows) == val.num_rows
-    if all(there.get(path, ("",))[0] == "val" for path, _, _ in rows):
-        return None
-    if own:
-        return rows if complete or _is_plain(listing) else None
-    if not complete:
-        return None
-    found = digests(str(listing.root), [row[0] for row in rows], [row[2] for row in rows], progress)
-    return rows if [one.sha256 for one in found] == val.column("sha256").to_pylist() else None
+    return rows
 
 
 def _listed(
@@ -302,8 +324,11 @@ def _without_held_out(images: Images, manifest: Manifest | None) -> Images:
 
 
 def _notes(listing: Listing) -> tuple[str, ...]:
-    odd = listing.unreadable_names
-    return (f"left out, file names that are not UTF-8: {', '.join(odd[:SHOWN])}",) if odd else ()
+    odd, others = listing.unreadable_names, listing.passed_over
+    notes = [f"left out, file names that are not UTF-8: {', '.join(odd[:SHOWN])}"] if odd else []
+    if others and listing.source != listing.root:  # of a list this may be a slip of the pen
+        notes.append(f"passed over, rows of other splits: {', '.join(others[:SHOWN])}")
+    return tuple(notes)
 
 
 def _there(listing: Listing) -> str:

@@ -22,7 +22,7 @@ from sports_ray.predict.columns import Table
 from sports_ray.predict.evaluate import predict
 from sports_ray.predict.images import Images, manifest_split
 from sports_ray.predict.member import Member, find_member, manifest_of
-from sports_ray.predict.plan import Plan
+from sports_ray.predict.plan import SCORING, Plan
 from sports_ray.predict.record import versions
 from sports_ray.predict.run import OnProgress
 from sports_ray.predict.work import Compute
@@ -77,7 +77,7 @@ def _paths(table: Any) -> list[str]:
 def digest_of(folds: Sequence[FoldPlan]) -> str:
     """Hex sha256 of all that the predictions depend on."""
     members = [[one.member.name, one.member.sha256, one.member.precision, one.member.preprocessing()] for one in folds]
-    described = {"format": FORMAT, "members": members, "images": [one.images.fingerprint() for one in folds]}
+    described = {"format": FORMAT, "scoring": SCORING, "members": members, "images": [one.images.fingerprint() for one in folds]}
     return hashlib.sha256(canonical(described).encode()).hexdigest()
 
 

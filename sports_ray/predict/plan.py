@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sports_ray.errors import ConfigError, DataError
+from sports_ray.data.files import is_pack
+from sports_ray.errors import ConfigError, DataError, SportsRayError
 from sports_ray.predict.digests import Progress
 from sports_ray.predict.images import SPLITS, Images, list_images, list_split, manifest_split, trained_on
 from sports_ray.predict.member import Member, find_members, manifest_of
 from sports_ray.predict.views import View, views_of
 from sports_ray.predict.write import read_scores
 from sports_ray.store.codec import canonical
+from sports_ray.store.run_dir import RunDir
 from sports_ray.store.storage import Storage, absolute, below, open_storage, parted
 
 if TYPE_CHECKING:
@@ -81,7 +85,7 @@ def plan_evaluation(
     out: str = "",
     progress: Progress | None = None,
 ) -> Plan:
-    """Finds members and photographs. `data`: by default where the first member was trained; `store`: where names of runs
+    """Finds members and photographs. `data`: by default what the first member was trained on; `store`: where names of runs
     are looked up, by default runs; `out`: by default <home>/evaluations/<digest>. Raises UserError for what has to be mended."""
     members = find_members(runs, store or "runs")
     for member in members:
@@ -89,7 +93,7 @@ def plan_evaluation(
     manifests = [manifest_of(member) for member in members]
     if not data and manifests[0] is None:
         raise ConfigError("no photographs given", want="a folder or a CSV list", cure="--data DIR")
-    source = data or (manifests[0].root if manifests[0] else "")
+    source = data or (_where_trained(members[0], manifests[0]) if manifests[0] else "")
     several = members[0].multilabel
     if several and (weights != "uniform" or groups):
         what = "--weights" if weights != "uniform" else "--groups"
@@ -132,9 +136,11 @@ def _photographs(
 ) -> Images:
     """The labelled photographs of a split. `trained`: what the first member was trained on."""
     several = members[0].multilabel
-    # The folder of a multi-label run does not tell the labels, and where its list lies is not known.
-    if several and not data and trained is not None:
+    # The folder of a list does not tell the splits, and of a multi-label one not the labels.
+    if trained is not None and not data and (several or _lost_list(members[0], trained, source)):
         images = manifest_split(trained, _known_split(split), source, progress)
+        lost = "the list that the first run was trained on is not there any more: its own rows are taken"
+        images = images if several else replace(images, notes=(*images.notes, lost))
     else:
         subset = any(member.subset for member in members)
         images = list_split(source, split, members[0].classes, trained, progress, subset, several)
@@ -142,6 +148,33 @@ def _photographs(
         what = f"labelled photographs of {split} in {source}"
         raise DataError(what, got="none", want="class folders", cure="`sports-ray predict` needs no labels")
     return images
+
+
+def _where_trained(member: Member, trained: Manifest) -> str:
+    """The CSV list that a run was trained on, while it lies there; else the root of its photographs."""
+    recorded = _recorded_root(member)
+    # Recorded as it was typed, it may be relative to another folder than this one; a list's own folder is the root.
+    for place in (Path(trained.root, Path(recorded).name), Path(recorded).expanduser()) if recorded else ():
+        if not member.multilabel and place.is_file() and str(place.resolve().parent) == trained.root:
+            return str(place)
+    return trained.root
+
+
+def _lost_list(member: Member, trained: Manifest, source: str) -> bool:
+    """Whether `source` is but the folder of the list that the run was trained on; False if that folder is gone too."""
+    recorded = _recorded_root(member)
+    if source != trained.root or not recorded or is_pack(recorded) or is_pack(source) or not os.path.isdir(source):
+        return False
+    name = Path(recorded).name
+    return name not in ("", "..", os.path.basename(source)) and not os.path.isdir(absolute(recorded))
+
+
+def _recorded_root(member: Member) -> str:
+    """data.root of the run; empty where its folder does not tell (any more)."""
+    with suppress(SportsRayError):
+        config = (RunDir(member.storage()).read_record() or {}).get("config", {})
+        return str(config.get("data", {}).get("root", ""))
+    return ""
 
 
 def _seen_in_training(images: Images, members: Sequence[Member], manifests: Sequence[Manifest | None]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from sports_ray.score.evaluate import Candidate
 from sports_ray.score.main_score import score_of
 from sports_ray.score.merge import Merge
 from sports_ray.store import weights
+from sports_ray.store.storage import without_keys
 
 PACKAGES = ("sports-ray", "torch", "timm", "numpy", "pyarrow", "pillow", "simplejpeg", "ray")
 
@@ -89,8 +90,8 @@ def facts(work: Work, errors: Sequence[str | None], unread: int) -> dict[str, An
         "format": FORMAT,
         "digest": plan.digest,
         "data": {
-            "source": plan.data,
-            "root": plan.images.root,
+            "source": without_keys(plan.data),
+            "root": without_keys(plan.images.root),
             "split": plan.split,
             "fingerprint": plan.images.fingerprint(),
             "images": len(plan.images),

@@ -206,6 +206,14 @@ def _best(table: Table, count: int) -> NDArray[np.int64]:
     return np.concatenate([np.argsort(-rows, axis=1, kind="stable")[:, :count] for rows in chunks])
 
 
+def check_out(path: Path, images: str) -> None:
+    """ConfigError, before anything is computed, for what cannot become the table or is the list of its images."""
+    if not path.name or path.is_dir():
+        raise ConfigError("--out", got=str(path), want="the name of a file", cure="for example --out predictions.csv")
+    if "://" not in images and path.resolve() == Path(images).resolve():
+        raise ConfigError("--out", got=str(path), want="another file than the list of images")
+
+
 def write_text(path: Path, text: str) -> None:
     """A text file in place of an older one, whole; ConfigError where it cannot be written."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

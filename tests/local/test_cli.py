@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sports_ray.cli import main
 from sports_ray.data.demo import draw_demo
 from tests.support.shell import Shown, sports_ray
 
@@ -87,6 +89,10 @@ MISTAKES = {
     "too many bad files": ((*TRAIN, "--data", "broken"), ["data.max_bad_fraction"]),
     "resume of nothing": (("resume", "ghost"), ["run; got ghost; wanted a run in runs", "see `sports-ray status`"]),
     "status of nothing": (("status", "ghost"), ["ghost"]),
+    "status of a file": (("status", "file.txt"), ["run; got file.txt, a file; wanted a run in runs"]),
+    "status of a store that is a file": (("status", "--store", "file.txt"), ["store; got file.txt: is no folder"]),
+    "status below a file": (("status", "file.txt/run"), ["store; got file.txt/run: is no folder", "--store"]),
+    "scan of nothing": (("data", "scan", "empty"), ["no photograph in", "empty; got nothing", "data demo DIR"]),
 }
 
 
@@ -192,3 +198,35 @@ def test_pipe_that_breaks_between_processes_is_no_reader_that_left(tmp_path: Pat
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1 and "a loader process is gone" in ended.stderr
+
+
+def strictly(*words: str) -> tuple[int, str]:
+    """Exit code and all output of a call whose streams refuse what is not UTF-8."""
+    command, streams = [sys.executable, "-m", "sports_ray", *words], {"PYTHONIOENCODING": "utf-8:strict"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **streams})
+    assert "Traceback" not in ended.stderr
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+def test_names_that_are_no_text_are_shown_on_a_strict_terminal(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(place / "set", folder)
+    for name in (b"train/t\xef", b"ex\xeftra"):
+        os.mkdir(os.path.join(os.fsencode(folder), name))
+    code, text = strictly("data", "scan", str(folder))
+    assert code == 0 and r"train/t\udcef" in text and r"ex\udceftra" in text
+    code, text = strictly("data", "scan", str(folder), "--json")
+    found = {finding["kind"]: finding["items"] for finding in json.loads(text)["findings"]}
+    assert code == 0 and found["passed-over"] == [["ex\udceftra"]] and found["empty-class"] == [["train/t\udcef"]]
+    code, text = strictly("data", "scan", os.fsdecode(b"no\xefwhere"))
+    assert code == 2 and r"got no\udcefwhere" in text
+
+
+def test_streams_of_another_kind_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (None, io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "argv", ["sports-ray", "models", "resnet18"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        assert stream is None or "resnet18" in stream.getvalue()

@@ -274,6 +274,14 @@ def test_mistakes_end_in_one_line_with_a_cure(place: Path, tmp_path: Path) -> No
     assert sports_ray(tmp_path, *words_of(place, "--strict", store="strict")).code == 2
 
 
+def test_page_of_something_else_is_not_overwritten(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.html").write_text("mine")
+    shown = sports_ray(tmp_path, *words_of(place, "--out", str(tmp_path / "mine")))
+    assert shown.code == 2 and "--out; got " in shown.err and "report.html of something else" in shown.err, shown.err
+    assert (tmp_path / "mine" / "report.html").read_text() == "mine"
+
+
 def test_the_plain_view_scores_the_validation_split_as_training_did(tmp_path: Path) -> None:
     """A trained run, moved: its validation images carved from train are found again, and give the same accuracy and loss."""
     draw_demo(tmp_path / "photos", classes=3, per_class=16, size=40, seed=2)

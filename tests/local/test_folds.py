@@ -181,6 +181,12 @@ def test_a_fold_trained_by_itself_is_the_fold(place: Path, tmp_path: Path) -> No
         assert (tmp_path / "runs/x-fold2" / name).read_bytes() == (place / "runs/x-fold2" / name).read_bytes()
 
 
+def test_the_next_command_names_the_photographs(place: Path) -> None:
+    members = " ".join(f"--run x-fold{fold}@last" for fold in range(FOLDS))
+    text = f"sports-ray eval-ensemble --data set {members}"
+    assert event((place / "shown.json").read_text(), "next")["commands"] == [text]
+
+
 @pytest.mark.long
 def test_the_folds_are_an_ensemble(place: Path, tmp_path: Path) -> None:
     draw_demo(tmp_path / "more", classes=3, per_class=100, size=40)  # 75 to test: on the three of `set` all score alike

@@ -97,12 +97,16 @@ def test_names_that_a_csv_must_quote_read_back() -> None:
 
 
 def test_mistakes_end_in_one_line(place: Path, tmp_path: Path) -> None:
-    run = ("--run", str(place / "runs" / "a"))
+    run, mine = ("--run", str(place / "runs" / "a")), tmp_path / "mine.csv"
+    mine.write_text("path\na.jpg\n")
     for words, text in (
         (("--images", "nowhere", *run), "images not found; got nowhere"),
         (("--images", str(place / "flat"), *run, "--header", "id"), "--header; got 'id'; wanted two different names"),
         (("--images", str(place / "runs"), *run), "no image in"),
+        (("--images", str(place / "flat"), *run, "--out", "."), "--out; got .; wanted the name of a file"),
+        (("--images", str(place / "flat"), *run, "--out", str(place)), "wanted the name of a file"),
+        (("--images", str(mine), *run, "--out", str(mine)), "mine.csv; wanted another file than the list of images"),
     ):
         shown = sports_ray(tmp_path, "predict", *words)
         assert shown.code == 2 and shown.err.count("\n") == 1 and text in shown.err, shown.err
-    assert not (tmp_path / "predictions.csv").exists()
+    assert not (tmp_path / "predictions.csv").exists() and mine.read_text() == "path\na.jpg\n"

@@ -8,10 +8,14 @@ import shlex
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from sports_ray.cli.train_show import next_commands
 from sports_ray.data.demo import draw_demo
+from sports_ray.orchestrate.plan import Plan
 from sports_ray.recipe import build_config, config_from_dict
 from sports_ray.store.commit import read_commit
 from sports_ray.store.storage import open_storage
@@ -156,3 +160,24 @@ def test_training_in_process_never_imports_ray(place: Path, tmp_path: Path) -> N
     done = sports_ray(place, *command("--store", str(tmp_path), "--epochs", "1"))
     assert done.code == 0, done.err
     assert {"torch", "sports_ray"} <= done.imported and "ray" not in done.imported
+
+
+@pytest.mark.parametrize(
+    ("store", "where", "commands"),
+    [
+        (
+            "/tmp/my runs",
+            "/tmp/my runs/sp",
+            ["sports-ray status '/tmp/my runs/sp'", "tensorboard --logdir '/tmp/my runs/sp/tensorboard'"],
+        ),
+        (
+            "s3://key:secret@bucket/runs?endpoint_override=localhost:9000&scheme=http",
+            "s3://bucket/runs/sp",
+            ["sports-ray status 's3://bucket/runs/sp?endpoint_override=localhost:9000&scheme=http'"],
+        ),
+    ],
+)
+def test_commands_after_a_training_can_be_pasted(store: str, where: str, commands: list[str]) -> None:
+    storage = SimpleNamespace(uri=where)
+    plan = cast("Plan", SimpleNamespace(store=store, name="sp", run_dir=SimpleNamespace(storage=storage)))
+    assert next_commands(plan) == commands

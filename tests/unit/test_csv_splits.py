@@ -102,3 +102,15 @@ def test_a_name_for_two_splits_is_refused(photos: Path) -> None:
     for config in (DataConfig(val="test"), DataConfig(test="training"), DataConfig(train="valid", val="val")):
         with pytest.raises(DataError, match="one name for two splits"):
             list_files(source, config)
+
+
+@pytest.mark.parametrize(("val", "got"), [("val", "val"), ("valid", "valid"), ("", "''")])
+def test_a_val_that_is_named_is_not_carved_where_no_row_has_it(photos: Path, val: str, got: str) -> None:
+    source = write_list(photos, {"train": 5, "test": 3})
+    message = rf"data.val: no such rows; got {got} \(there is test, train\); cure: name others with --set data.val=NAME"
+    with pytest.raises(DataError, match=message):
+        list_files(source, DataConfig(val=val))
+    for known in ("auto", "carve"):
+        assert counted(source, DataConfig(val=known)) == {"test": 3, "train": 5}
+    if val:
+        assert counted(write_list(photos, WORDS), DataConfig(val=val))["val"] == 9

@@ -103,3 +103,19 @@ def test_names_that_are_no_text_are_refused_in_one_line(root: Path) -> None:
     told = str(caught.value)
     assert told.startswith(r"file names that are not UTF-8; got 'b0\udcff/1.jpg', ") and "and 2 more" in told
     assert told.endswith("cure: rename them") and told.encode()
+
+
+def test_a_pipe_or_device_is_an_image_that_cannot_be_read_and_nobody_waits_for_it(root: Path) -> None:
+    """Opening a pipe waits for a writer; /dev/zero has no end."""
+    os.mkfifo(root / "test" / "golf" / "pipe.jpg")
+    (root / "test" / "judo" / "zero.jpg").symlink_to("/dev/zero")
+    (root / "test" / "polo" / "link.jpg").symlink_to(next((root / "test" / "polo").iterdir()))
+    lost = ["test/golf/pipe.jpg", "test/judo/zero.jpg"]
+    finding = scan(root, DataConfig(), cache_dir=root.parent / "cache").finding("unreadable")
+    assert finding is not None and finding.items == tuple((path, "a pipe or device") for path in lost)
+    for images in (list_images(str(root))[0], list_split(str(root), "test", ("golf", "judo", "polo"))):
+        told = zip(images.column("path"), images.column("error"), strict=True)
+        wrong = {path.removeprefix(f"{root}/"): error for path, error in told if error}
+        assert wrong == dict.fromkeys(lost, "cannot be read: a pipe or device")
+    with pytest.raises(DataError, match="2 of 6 images of test cannot be read; got test/golf/pipe.jpg"):
+        build_manifest(DataConfig(root=str(root)), cache_dir=root.parent / "cache")

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sports_ray.cli.score_show import refuse_unsound
+from sports_ray.errors import DataError
 from sports_ray.predict.blocks import ROWS, Shelf
 from sports_ray.predict.columns import (
     ENSEMBLE,
@@ -122,6 +124,8 @@ def test_a_row_without_a_finite_logit_is_scored_as_an_error_with_the_largest_los
     assert unsound == {"a": 2, "a/none": 3, "b": 1, "b/none": 1, ENSEMBLE: 1}
     losses = {one["name"]: one["nll"] for one in scores["candidates"]}
     assert losses["a/none"] > 3 * NLL_CAP / 9
+    with pytest.raises(DataError, match="predictions of a; got 2 that are not finite; wanted none"):
+        refuse_unsound(scores["candidates"])
 
 
 def test_several_classes_a_photograph_keep_nan_where_nothing_is_finite(tmp_path: Path) -> None:

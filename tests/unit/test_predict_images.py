@@ -128,9 +128,29 @@ def test_each_name_of_a_split_selects_its_rows_and_an_unknown_one_none(tmp_path:
 def test_a_split_of_a_list_by_a_word_of_its_own_is_those_rows_alone(tmp_path: Path) -> None:
     folder = photographs(photographs(photographs(tmp_path / "set", 4, "train"), 8, "holdout", seed=1), 4, seed=2)
     words = {"train": "", "holdout": "Holdout", "test": "test"}
-    assert len(list_split(str(csv_of(folder, words)), "holdout", CLASSES)) == 8
-    with pytest.raises(DataError, match="unknown split 'Holdout'"):
-        list_split(str(folder / "list.csv"), "test", CLASSES)
+    source = str(csv_of(folder, words))
+    assert len(list_split(source, "holdout", CLASSES)) == 8
+    images = list_split(source, "test", CLASSES)
+    assert len(images) == 4 and images.notes == ("passed over, rows of other splits: holdout",)
+    with pytest.raises(DataError, match=r"no split val in .*list.csv; got holdout, test, train"):
+        list_split(source, "val", CLASSES)
+
+
+@pytest.mark.parametrize("others", [{}, {"val": "val"}], ids=["alone", "beside val"])
+def test_rows_that_only_a_runs_settings_name_keep_no_split_from_being_evaluated(
+    tmp_path: Path, others: dict[str, str]
+) -> None:
+    folder = tmp_path / "set"
+    for seed, (split, count) in enumerate({"train": 12, "dev": 8, "test": 4, "val": 4}.items()):
+        photographs(folder, count if split != "val" or others else 0, split, seed=seed)
+    source = csv_of(folder, {"train": "train", "dev": "dev", "test": "test", **others})
+    run = build_manifest(DataConfig(root=str(source), val="dev"), cache_dir=tmp_path)
+    for split, count in (("train", 12), ("val", 8), ("test", 4), ("dev", 8)):
+        assert len(list_split(str(source), split, CLASSES, run)) == count, split
+    held = list_split(str(source), "val", CLASSES, run)
+    assert held.column("path") == run.rows("val").column("path").to_pylist()
+    with pytest.raises(DataError, match="unknown split 'dev'"):
+        build_manifest(DataConfig(root=str(source)), cache_dir=tmp_path)
 
 
 def test_a_split_that_cifar_does_not_have_is_refused(tmp_path: Path) -> None:
@@ -180,10 +200,39 @@ def test_of_a_plain_folder_val_is_what_the_run_held_out(tmp_path: Path) -> None:
     assert list_split(str(folder), "val", CLASSES, manifest).column("path") == held[1:]
 
 
+def test_of_a_plain_folder_that_was_encoded_anew_val_is_what_the_run_held_out(tmp_path: Path) -> None:
+    """Packed anew after the training, or trained on the pack: no bytes are the same, and most was trained on."""
+    folder = plain(tmp_path / "set", 24)
+    write_pack(str(folder), str(tmp_path / "pack"), short_side=16, cache_dir=tmp_path)
+    for trained, here in ((folder, tmp_path / "pack"), (tmp_path / "pack", folder)):
+        run = build_manifest(DataConfig(root=str(trained), val_fraction=0.25), cache_dir=tmp_path)
+        held = run.rows("val").column("path").to_pylist()
+        images = list_split(str(here), "val", CLASSES, run)
+        assert images.column("path") == held and 0 < len(held) < 12
+        assert images.digests() != run.rows("val").column("sha256").to_pylist()
+        assert images.notes == ("val is what the first run held out, known by paths alone: the bytes are others",)
+
+
 def test_a_plain_folder_of_other_photographs_counts_as_val(tmp_path: Path) -> None:
     manifest = carved(plain(tmp_path / "set"))
-    for other in (plain(tmp_path / "others", seed=7), plain(tmp_path / "fewer", 3)):
-        assert list_split(str(other), "val", CLASSES, manifest) == list_split(str(other), "val", CLASSES)
+    fewer, others = plain(tmp_path / "fewer", 3), plain(tmp_path / "others", 12, seed=7)
+    for path in [*others.rglob("*.jpg")]:
+        path.rename(path.with_name(f"x{path.name}"))
+    for other, notes in (
+        (others, ()),
+        (fewer, ("all count as val: of the 4 paths that the first run held out, 3 are here",)),
+    ):
+        images = list_split(str(other), "val", CLASSES, manifest)
+        assert images.table == list_split(str(other), "val", CLASSES).table and images.notes == notes
+
+
+def test_a_val_beside_what_was_held_out_and_encoded_anew_is_told(tmp_path: Path) -> None:
+    folder = photographs(photographs(tmp_path / "set", 16, "train"), 8, "val", seed=1)
+    write_pack(str(folder), str(tmp_path / "pack"), short_side=16, cache_dir=tmp_path)
+    run = build_manifest(DataConfig(root=str(folder), folds=2), cache_dir=tmp_path)
+    images = list_split(str(tmp_path / "pack"), "val", CLASSES, run)
+    told = "val is what is called so: what the first run held out is here by its paths, with other bytes"
+    assert len(images) == 8 and images.notes == (told,)
 
 
 def test_photographs_that_a_run_names_by_absolute_paths_are_not_taken_for_those_of_another_folder(

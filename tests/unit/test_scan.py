@@ -180,6 +180,17 @@ def test_the_commands_draw_and_scan(cli: CliRunner, tmp_path: Path) -> None:
     assert [finding["kind"] for finding in answer["findings"]] == ["leak"]
 
 
+@pytest.mark.parametrize(("folders", "got"), [("", "nothing"), ("train/golf", "train/golf")])
+def test_a_folder_without_a_photograph_is_the_users_mistake(
+    cli: CliRunner, tmp_path: Path, folders: str, got: str
+) -> None:
+    (tmp_path / "bare" / folders).mkdir(parents=True)
+    error = cli.invoke(data, ["scan", str(tmp_path / "bare")]).exception
+    assert isinstance(error, DataError) and error.exit_code == 2
+    assert error.what == f"no photograph in {tmp_path / 'bare'}" and str(error.got).endswith(got)
+    assert error.want.startswith("a folder with train/") and "`sports-ray data demo DIR`" in error.cure
+
+
 def test_a_folder_that_does_not_exist_is_the_users_mistake(cli: CliRunner, tmp_path: Path) -> None:
     answer = cli.invoke(data, ["scan", str(tmp_path / "nowhere")])
     assert isinstance(answer.exception, DataError)
