@@ -77,7 +77,12 @@ def _paths(table: Any) -> list[str]:
 def digest_of(folds: Sequence[FoldPlan]) -> str:
     """Hex sha256 of all that the predictions depend on."""
     members = [[one.member.name, one.member.sha256, one.member.precision, one.member.preprocessing()] for one in folds]
-    described = {"format": FORMAT, "scoring": SCORING, "members": members, "images": [one.images.fingerprint() for one in folds]}
+    described = {
+        "format": FORMAT,
+        "scoring": SCORING,
+        "members": members,
+        "images": [one.images.fingerprint() for one in folds],
+    }
     return hashlib.sha256(canonical(described).encode()).hexdigest()
 
 
