@@ -34,9 +34,9 @@ FOLDER = "checkpoints"
 RECORD = "COMMIT.json"
 _FORMAT = 1
 _KEEP_BYTES = 1 << 30
+"""Verified bytes that a commit keeps in memory for `load`, so that small checkpoints are read once."""
 _PAUSES = (0.3, 1.0, 3.0)
 """Seconds before a commit is read again that could not be read: another would be taken, and its last steps lost."""
-"""Verified bytes that a commit keeps in memory for `load`, so that small checkpoints are read once."""
 _NAME = re.compile(r"step-(\d{8,})-a(\d{4,})")
 _BEGUN = re.compile(r"begun-a(\d{4,})-(\d{8,})")
 _PART = re.compile(r"[A-Za-z0-9_-]+")
