@@ -19,7 +19,7 @@ from tests.support.runs import results
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(420),
     pytest.mark.skipif(not may_make_hosts(), reason="needs the right to make network namespaces"),
 ]
 

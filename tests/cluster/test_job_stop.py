@@ -60,6 +60,15 @@ def connected(address: str, token: str) -> JobSubmissionClient | None:
     return None
 
 
+def submitted(client: JobSubmissionClient, command: str) -> str | None:
+    """The job's name; None where the cluster that has just started has no agent for it yet."""
+    try:
+        return client.submit_job(entrypoint=command)
+    except RuntimeError as error:
+        assert "No available agent" in str(error)
+        return None
+
+
 def wait_for(happened: Callable[[], Any], seconds: float = 90.0) -> Any:
     end = time.monotonic() + seconds
     while not (found := happened()):
@@ -91,7 +100,7 @@ def test_stopped_job_has_committed_its_last_step_and_the_same_job_goes_on(
     command = shlex.join([sys.executable, "-m", "sports_ray", *words(tmp_path, "--workers", "1")])
     stops = []
     for step in (30, 150):
-        job = client.submit_job(entrypoint=command)
+        job = wait_for(lambda: submitted(client, command))
         wait_for(lambda job=job, step=step: [e for e in told(client, job, "step") if e["step"] >= step])  # type: ignore[misc]
         client.stop_job(job)
         wait_for(lambda job=job: client.get_job_status(job).is_terminal())  # type: ignore[misc]

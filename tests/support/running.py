@@ -19,7 +19,7 @@ from typing import Any
 from tests.support.runs import FORKS
 from tests.support.shell import Shown, _call
 
-LIMIT = 90.0
+LIMIT = 240.0
 """Seconds after which a command that does not end, or does not do what is waited for, has failed."""
 
 
