@@ -20,6 +20,7 @@ from sports_ray.data.files import (
     walk,
 )
 from sports_ray.errors import DataError
+from sports_ray.store.storage import without_keys
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,6 +74,10 @@ def list_files(source: str | Path, config: DataConfig) -> Listing:
 
     if not str(source):
         raise DataError("no data given", want=LAYOUT, cure="name it with --data DIR or --set data.root=DIR")
+    if (kept := without_keys(str(source))) != str(source):
+        # A run keeps where its photographs lie, for all who may read it.
+        cure = "the variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role"
+        raise DataError("address of photographs", got="a key in it", want=kept, cure=cure)
     if is_pack(source):
         from sports_ray.data.pack import open_pack
         from sports_ray.data.pack_list import list_pack

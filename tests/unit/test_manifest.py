@@ -310,6 +310,12 @@ def test_missing_data_is_one_clear_line(tmp_path: Path) -> None:
     assert "no train/ in" in refused(tmp_path / "photos", tmp_path)
 
 
+def test_a_key_to_the_photographs_is_refused_and_not_shown(tmp_path: Path) -> None:
+    """All who may read a run may read where its photographs lie."""
+    told = refused("s3://id:secret@bucket/packed?region=x", tmp_path)
+    assert "a key in it; wanted s3://bucket/packed?region=x" in told and "secret" not in told
+
+
 def listed(root: Path, header: str, delimiter: str = ",", changes: dict[int, str] | None = None) -> Path:
     """A list of all of the tree's files; `changes` puts other text into rows."""
     rows = []
