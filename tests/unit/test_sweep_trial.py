@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sports_ray.engine.link import Outcome
-from sports_ray.errors import RunError, TrainingError
+from sports_ray.errors import RunError, StorageError, TrainingError
 from sports_ray.orchestrate import local, trial
 from sports_ray.orchestrate.trial import NodeLeavesError, TrialProcess, Work
 from sports_ray.stops import Stops
 from sports_ray.store.lease import Owner
+from sports_ray.sweep.conduct import HALVED
 from sports_ray.sweep.folder import SweepDir
 from tests.support.sweeps import made_up
 
@@ -144,3 +147,24 @@ def test_trial_trains_on_the_gpus_it_was_given_whatever_its_own_machine_has(
     asked = {"sweep": str(tmp_path), "trial": "test_vit-001", "params": "{}", "deadline": 0.0}
     plan: Any = trial.plan_trial({**asked, "workers": workers, "bundle": bundle})
     assert plan.gpus == gpus
+
+
+def test_trial_that_begins_before_its_storage_is_mounted_tries_again(tmp_path: Path) -> None:
+    """An error of the run would be its end for good; this one counts as a crash."""
+    asked = {"sweep": str(tmp_path / "mount" / "sweep"), "trial": "test_vit-001", "params": "{}", "deadline": 0.0}
+    with pytest.raises(StorageError, match="bring the storage back") as caught:
+        trial.plan_trial({**asked, "workers": 1, "bundle": {"CPU": 1.0}})
+    assert caught.value.retryable
+
+
+@pytest.mark.parametrize(("lost", "reason"), [(0, HALVED), (3, "the store fails")])
+def test_rung_whose_last_commit_was_not_taken_has_not_stopped_the_trial(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: int, reason: str
+) -> None:
+    """Else the board would show for good the row of an older state."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(trial, "log_to_file", lambda *_: None)
+    monkeypatch.setattr(trial, "plan_trial", lambda _: SimpleNamespace(status="training", run_dir=tmp_path))
+    monkeypatch.setattr(trial, "_train", lambda *_: Outcome("paused", HALVED, step=7, total_steps=9, lost=lost))
+    told = trial.carry_out({"command": ["sports-ray", "tune"]}, lambda event: None, Stops())
+    assert told == {"kind": "end", "status": "paused", "reason": reason}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,6 +132,22 @@ def test_trial_whose_node_goes_away_goes_on_elsewhere_however_often(place: Path)
         trial = sweep.begin_again(trial.config["trial"])
     sweep.breaks_off(trial)
     assert sweep.tuning._retries[trial.config["trial"]].crashes == 1, "of a new process nothing is excused"
+
+
+def test_driver_that_stood_still_has_not_waited_for_its_trials(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `fg` it would else give up trials that are about to save their last step."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    sweep = Sweep(place)
+    sweep.begin()
+    sweep.tuning.stop("Ctrl-C")
+    now += tune.SILENT_SECONDS + 3600
+    assert not sweep.tuning.silent()
+    looks = 1
+    while not sweep.tuning.silent():
+        now += tune.POLL_SECONDS
+        looks += 1
+    assert looks * tune.POLL_SECONDS == pytest.approx(tune.SILENT_SECONDS, abs=1), "those that are silent are found"
 
 
 @pytest.mark.parametrize("committed", [True, False])
