@@ -151,6 +151,13 @@ def trained_on(images: Images, manifest: Manifest) -> int:
     return sum(digest in known for digest in images.digests())
 
 
+def seem_trained_on(images: Images, manifest: Manifest) -> int:
+    """How many photographs the run was trained on, if the path of each is here; 0 else. With other bytes they may be others,
+    but a pack encodes anew."""
+    known = set(manifest.rows("train").column("path").to_pylist())
+    return len(known) if known <= set(images.column("path")) else 0
+
+
 def _meant(source: str, split: str) -> str:
     """train, val or test by any name that lists use for it; but where a folder is called so, that one is meant."""
     if is_pack(source):

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from sports_ray.data.files import is_pack
 from sports_ray.errors import ConfigError, DataError, SportsRayError
 from sports_ray.predict.digests import Progress
-from sports_ray.predict.images import SPLITS, Images, list_images, list_split, manifest_split, trained_on
+from sports_ray.predict.images import (
+    SPLITS,
+    Images,
+    list_images,
+    list_split,
+    manifest_split,
+    seem_trained_on,
+    trained_on,
+)
 from sports_ray.predict.member import Member, find_members, manifest_of
 from sports_ray.predict.views import View, views_of
 from sports_ray.predict.write import read_scores
@@ -179,8 +187,13 @@ def _recorded_root(member: Member) -> str:
 
 def _seen_in_training(images: Images, members: Sequence[Member], manifests: Sequence[Manifest | None]) -> Iterator[str]:
     for member, manifest in zip(members, manifests, strict=True):
-        if manifest is not None and (count := trained_on(images, manifest)):
+        if manifest is None:
+            continue
+        if count := trained_on(images, manifest):
             yield f"{count:,} of {len(images):,} photographs were trained on by {member.name}: scores flatter it"
+        elif count := seem_trained_on(images, manifest):
+            told = f"{count:,} of {len(images):,} photographs have the paths of all that {member.name} was trained on"
+            yield f"{told}: if they were only encoded anew, scores flatter it"
 
 
 def plan_prediction(

@@ -13,7 +13,7 @@ from sports_ray.data.manifest import Manifest, build_manifest
 from sports_ray.data.pack_write import write_pack
 from sports_ray.errors import DataError
 from sports_ray.predict.digests import Digest, digests
-from sports_ray.predict.images import list_images, list_split, manifest_split, trained_on
+from sports_ray.predict.images import list_images, list_split, manifest_split, seem_trained_on, trained_on
 from tests.support.cifar import CLASSES as CIFAR
 from tests.support.cifar import drawn, write_binary
 from tests.support.members import CLASSES, jpeg, listed, photographs
@@ -211,6 +211,9 @@ def test_of_a_plain_folder_that_was_encoded_anew_val_is_what_the_run_held_out(tm
         assert images.column("path") == held and 0 < len(held) < 12
         assert images.digests() != run.rows("val").column("sha256").to_pylist()
         assert images.notes == ("val is what the first run held out, known by paths alone: the bytes are others",)
+        whole = list_split(str(here), "test", CLASSES, run)
+        assert trained_on(whole, run) == 0 and seem_trained_on(whole, run) == 24 - len(held), "all counts as test"
+        assert seem_trained_on(images, run) == 0
 
 
 def test_a_plain_folder_of_other_photographs_counts_as_val(tmp_path: Path) -> None:

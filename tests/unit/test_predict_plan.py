@@ -88,3 +88,16 @@ def test_a_folder_is_evaluated_as_it_is_now(tmp_path: Path, typed: str, monkeypa
     photographs(tmp_path / "set", 7, "test", seed=9)
     plan = planned(str(tmp_path / "runs"))
     assert plan.data == str(tmp_path / "set") and len(plan.images) == 7 and plan.notes == ()
+
+
+def test_a_plain_folder_that_was_encoded_anew_may_be_what_was_trained_on(tmp_path: Path) -> None:
+    """All in it counts as test, and no byte tells that the run knows it."""
+    photographs(tmp_path, 40, "set")
+    trained(tmp_path, "set")
+    photographs(tmp_path / "anew", 40, "set", seed=5)
+    photographs(tmp_path / "others", 7, "set", seed=5)
+    (told,) = plan_evaluation(["a"], split="test", store="runs", data="anew/set").notes
+    assert re.fullmatch(
+        r"\d+ of 40 photographs have the paths of all that a was trained on: if they .* flatter it", told
+    )
+    assert plan_evaluation(["a"], split="test", store="runs", data="others/set").notes == ()
