@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -133,6 +134,22 @@ def _batch_scheduling() -> Iterator[None]:
             os.sched_setscheduler(0, before, os.sched_param(0))
 
 
+@contextmanager
+def _any_agent_port() -> Iterator[None]:
+    """Clusters that are started in the block do without Ray's fixed port for a node's agent, 52365.
+
+    Beside another cluster, and beside what is left of a killed driver's, a start waits 3.5 s for it and then does without.
+    `ray start` has an option for it, `ray.init` has none (2.60)."""
+    from ray._private import parameter
+
+    whole = parameter.RayParams
+    parameter.RayParams = functools.partial(whole, dashboard_agent_listen_port=0)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        parameter.RayParams = whole  # type: ignore[misc]
+
+
 def _connected(address: str, usage_stats: bool, cpus: int | None, object_store: int, log: Path) -> Iterator[None]:
     prepare_environment(usage_stats)
     import ray
@@ -149,7 +166,7 @@ def _connected(address: str, usage_stats: bool, cpus: int | None, object_store: 
                 reach(joined)
             ray.init(address=joined, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            with _batch_scheduling():
+            with _batch_scheduling(), _any_agent_port():
                 ray.init(
                     address="local",
                     num_cpus=cpus or os.cpu_count(),

@@ -30,7 +30,9 @@ class Nodes:
     """A head without CPUs, where the driver lives, and nodes of one CPU. A context manager that leaves no process behind."""
 
     def __init__(self, nodes: int) -> None:
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_HEALTH}
+        # Ray's fixed port for a node's agent is taken where another cluster lives: 3.5 s of waiting.
+        head: dict[str, Any] = {"num_cpus": 0, "include_dashboard": False, "dashboard_agent_listen_port": 0}
+        head["_system_config"] = FAST_HEALTH
         logging.getLogger("ray").setLevel(logging.ERROR)  # each new cluster is worth a line to it
         self.cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
         self._stopped: set[int] = set()
