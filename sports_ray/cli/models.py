@@ -67,9 +67,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _recommended() -> dict[str, str]:
     """Names as one types them -> timm names: aliases, recipes' models, small test models."""
-    import timm
-
     from sports_ray.model.build import ALIASES, resolve_name
+    from sports_ray.model.eager_timm import timm
     from sports_ray.recipe import load_recipe, recipe_names
 
     of_recipes = [load_recipe(name)["model"]["name"] for name in recipe_names()]
@@ -77,9 +76,8 @@ def _recommended() -> dict[str, str]:
 
 
 def _matching(text: str) -> dict[str, str]:
-    import timm
-
     from sports_ray.model.build import ALIASES, resolve_name
+    from sports_ray.model.eager_timm import timm
 
     pattern = text if any(sign in text for sign in "*?[") else f"*{text}*"
     found = timm.list_models(pattern, pretrained=True)
@@ -94,9 +92,8 @@ def _facts(names: dict[str, str]) -> Iterator[dict[str, Any]]:
     """One record a model. Built without data (meta device), once for each architecture."""
     import dataclasses
 
-    import timm
-
     from sports_ray.model.build import image_spec, parameter_count, pretrained_cfg
+    from sports_ray.model.eager_timm import timm
     from sports_ray.model.shapes import shapes_only
 
     counts: dict[tuple[str, int], int] = {}

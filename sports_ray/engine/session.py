@@ -159,7 +159,7 @@ def _announce(session: Session) -> None:
 def _start(config: TrainConfig, manifest: Manifest, resumed: bool) -> tuple[nn.Module, ImageSpec]:
     """The model as step 0 finds it; `loop.seed` alone fixes what is random in it."""
     torch.manual_seed(config.loop.seed)
-    model = create(config.model, len(manifest.classes), config.data.image_size)
+    model = create(config.model, len(manifest.classes), config.data.image_size, sure=True)
     if not resumed:
         report = load_weights(model, config.model.weights, config.model.name, manifest.classes)
         logger.info("weights: source=%s coverage=%.4f head=%s", report.source, report.coverage, report.head)

@@ -18,7 +18,7 @@ from sports_ray.engine.ledger import from_words, to_words
 from sports_ray.engine.memory import give_back
 from sports_ray.engine.schedule import Schedule
 from sports_ray.errors import NonFiniteError, TrainingError
-from sports_ray.model.optim import set_learning_rate
+from sports_ray.model.optim import take_step
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +137,7 @@ def _update(learner: Learner, gradients: list[Tensor], norm: float, lr: float, s
         factor *= limit / (norm * factor)
     if factor != 1.0:
         torch._foreach_mul_(gradients, factor)
-    set_learning_rate(learner.optimizer, lr)
-    learner.optimizer.step()
+    take_step(learner.optimizer, lr)
     if learner.ema is not None:
         learner.ema.update(learner.model, step)
 

@@ -170,7 +170,7 @@ def _resumable(commits: list[Commit], config: TrainConfig, manifest: Manifest) -
     if not commits:
         return Finding("resumable", "no commit that verifies: the run has nothing to go on from", ok=False)
     newest = commits[-1]
-    model = create(config.model, len(manifest.classes), config.data.image_size)
+    model = create(config.model, len(manifest.classes), config.data.image_size, sure=True)
     learner = build_learner(config, model, image_spec(model, config.data.image_size), 0.1, 0.9, "fp32", World())
     try:
         learner.load(newest.load)

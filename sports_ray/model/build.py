@@ -8,15 +8,20 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-import timm
 import torch
-from timm.data import resolve_data_config
-from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, split_model_name_tag
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sports_ray.config import ImageSpec, ModelConfig
 from sports_ray.errors import ConfigError, WeightsError
+from sports_ray.model.eager_timm import (
+    PretrainedCfg,
+    get_pretrained_cfg,
+    is_model,
+    resolve_data_config,
+    split_model_name_tag,
+    timm,
+)
 from sports_ray.model.head import LINEAR, replace_head
 from sports_ray.model.shapes import shapes_only
 
@@ -74,14 +79,15 @@ def _nearest(name: str) -> str:
     return close[0] if close else ""
 
 
-def create(model: ModelConfig, num_classes: int, image_size: int = 0) -> nn.Module:
+def create(model: ModelConfig, num_classes: int, image_size: int = 0, *, sure: bool = False) -> nn.Module:
     """A randomly initialised timm model with `num_classes` outputs; `image_size` in px, 0: the model's own.
 
-    Models whose input size is fixed at build (ViT, Swin) are built for `image_size`. Draws from torch's generator.
+    Models whose input size is fixed at build (ViT, Swin) are built for `image_size`. Draws from torch's generator. `sure`:
+    the model takes that size, as whoever made the plan has found out; trying it loads torch's compiler, for seconds.
     Raises WeightsError for an unknown name and ConfigError for a size that the model cannot take.
     """
     name = resolve_name(model.name)
-    if image_size and image_size != own_size(name):
+    if image_size and image_size != own_size(name) and not sure:
         _check_size(name, image_size)
     sizes = _size_arguments(name, image_size)
     rates: dict[str, Any] = {"drop_rate": model.drop, "drop_path_rate": model.drop_path}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
 import torch
-from timm.models import group_parameters
-from timm.optim import auto_group_layers
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sports_ray.config import ExtensionConfig, OptimConfig, PhaseConfig
 from sports_ray.errors import RunError
+from sports_ray.model.eager_timm import group_parameters
 
 WARMUP_START = 0.01
 """Where the linear warm-up begins, as a fraction of the peak rate."""
@@ -48,6 +49,8 @@ def _layer_depths(model: nn.Module) -> dict[str, int]:
     """Layer group of each parameter, 0 at the input."""
     if hasattr(model, "group_matcher"):
         return group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator, return-value]
+    from timm.optim import auto_group_layers  # and with it torch's compiler
+
     return auto_group_layers(model)
 
 
@@ -66,6 +69,26 @@ def create_optimizer(model: nn.Module, optim: OptimConfig, lr: float) -> Optimiz
         optimizer = kind(groups, lr=lr, betas=optim.betas, fused=_can_fuse(model))
     set_learning_rate(optimizer, lr)
     return optimizer
+
+
+def _keep_compiler_out() -> None:
+    """torch's optimisers load its compiler, 1.7 s, at the first call of these, to keep it out of them. Where it is not there
+    it need not be kept out."""
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = getattr(getattr(Optimizer, name), "__wrapped__", None)
+        if plain is not None and "torch._dynamo" not in sys.modules:
+            plain.__dynamo_disable = plain  # where torch._compile looks for what it shall call
+
+
+_keep_compiler_out()
+
+
+def take_step(optimizer: Optimizer, lr: float) -> None:
+    """Updates the parameters from their gradients, at rate `lr` times each group's `lr_scale`; without the optimiser's hooks,
+    and without its wrapper, which loads torch's compiler to tell it that there is nothing to compile."""
+    set_learning_rate(optimizer, lr)
+    with torch.no_grad():
+        inspect.unwrap(type(optimizer).step)(optimizer)
 
 
 def _can_fuse(model: nn.Module) -> bool:

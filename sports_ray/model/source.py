@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from timm.models import PretrainedCfg
-from timm.models._hub import check_cached_file, download_cached_file, hf_split
 from torch import Tensor
 
 from sports_ray.errors import WeightsError
 from sports_ray.model.build import pretrained_cfg
+from sports_ray.model.eager_timm import PretrainedCfg, check_cached_file, download_cached_file, hf_split
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 # In order of preference; timm and torch's tutorials write these. EMA first, as timm's own loader does.

@@ -12,12 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import timm
-from timm.models import _builder
 from torch import Tensor, nn
 
 from sports_ray.errors import WeightsError
 from sports_ray.model.build import ALIASES, head_parameters, head_tensors, resolve_name
+from sports_ray.model.eager_timm import timm
 from sports_ray.model.shapes import shapes_only
 from sports_ray.model.source import fetch_pretrained, file_sha256, read_sidecar, read_tensors
 
@@ -126,13 +125,13 @@ def checkpoint_filter(name: str) -> Callable[[dict[str, Tensor], nn.Module], Map
         caught.append(filter_fn)
 
     with _patching:
-        original = _builder.load_pretrained
-        _builder.load_pretrained = catch  # type: ignore[assignment]
+        original = timm.models._builder.load_pretrained
+        timm.models._builder.load_pretrained = catch  # type: ignore[assignment]
         try:
             with shapes_only():
                 timm.create_model(name, pretrained=True)
         finally:
-            _builder.load_pretrained = original
+            timm.models._builder.load_pretrained = original
     return caught[0] if caught else None
 
 

@@ -153,7 +153,7 @@ def load_model(member: Member, device: torch.device) -> nn.Module:
         raise WeightsError(f"weights of {member.name}", got="others than a moment ago", cure="the same command again")
     fixed = bool(pretrained_cfg(member.model).fixed_input_size)
     config = ModelConfig(name=member.model, head=member.head)
-    model = create(config, len(member.classes), member.spec.eval_size if fixed else 0)
+    model = create(config, len(member.classes), member.spec.eval_size if fixed else 0, sure=True)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
