@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -24,10 +25,15 @@ def on_terminal(folder: Path, *words: str, environment: Mapping[str, str] = Mapp
     process.start()
     written = bytearray()
     try:
-        while select.select([lead], [], [], 0.1)[0] or process.is_alive():
-            if select.select([lead], [], [], LIMIT)[0]:
+        told = time.monotonic()
+        while True:
+            alive = process.is_alive()  # asked first: what it wrote before its end is read
+            if select.select([lead], [], [], 0.1)[0]:
                 written += os.read(lead, 65536)
-            elif process.is_alive():
+                told = time.monotonic()
+            elif not alive:
+                break
+            elif time.monotonic() - told > LIMIT:
                 raise AssertionError(f"sports-ray {' '.join(words)} says nothing for {LIMIT:g} s")
     finally:
         process.kill()
