@@ -205,7 +205,12 @@ def _consistent_course(loop: LoopConfig) -> None:
     phases = sum(phase.epochs for phase in loop.phases)
     if phases >= lengths[0] and loop.phases:
         planned = "loop.epochs" if len(lengths) == 1 else "those before the first extension"
-        raise ConfigError("loop.phases", got=f"{phases} epochs", want=f"fewer than {planned} = {lengths[0]}")
+        raise ConfigError(
+            "loop.phases",
+            got=f"{phases} epochs",
+            want=f"fewer than {planned} = {lengths[0]}",
+            cure=f"--epochs {phases + 1} or more, or shorter ones: --set \"loop.phases=[{{epochs=1, train='head'}}]\"",
+        )
 
 
 def _field_kind(section: str, name: str) -> Any:
