@@ -193,7 +193,12 @@ def _consistent(config: TrainConfig) -> TrainConfig:
     _consistent_course(loop)
     if not all(1 <= epoch <= loop.epochs for epoch in config.store.keep_epochs):
         want = f"epochs from 1 to loop.epochs = {loop.epochs}"
-        raise ConfigError("store.keep_epochs", got=list(config.store.keep_epochs), want=want)
+        raise ConfigError(
+            "store.keep_epochs",
+            got=list(config.store.keep_epochs),
+            want=want,
+            cure=f"--epochs {max(config.store.keep_epochs)} or more, or others with --set store.keep_epochs={loop.epochs}",
+        )
     return config
 
 

@@ -167,7 +167,10 @@ def test_override_is_read_as_its_key_wants_it(text: str, value: Any) -> None:
             "loop.phases=[{epochs=30}]",
             "loop.phases; got 30 epochs; wanted fewer than loop.epochs = 30; cure: --epochs 31 or more, or shorter",
         ),
-        ("store.keep_epochs=5,31", "store.keep_epochs; got [5, 31]; wanted epochs from 1 to loop.epochs = 30"),
+        (
+            "store.keep_epochs=5,31",
+            "store.keep_epochs; got [5, 31]; wanted epochs from 1 to loop.epochs = 30; cure: --epochs 31 or more, or others",
+        ),
         ("store.keep_epochs=ten", "store.keep_epochs; got 'ten'; wanted a list"),
         ("loop.extensions=[{after=30}]", "loop.extensions; got more epochs after 30; wanted rising, below loop.epochs"),
         (
