@@ -64,7 +64,7 @@ def test_model_learns_alike_and_its_weights_fit_both(
     speed_up(fast)
     assert any(isinstance(module, DepthwiseConv2d) for module in fast.modules())
     assert fast.load_state_dict(plain.state_dict()) == plain.load_state_dict(fast.state_dict())
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     calls = []
     monkeypatch.setattr(depthwise, "weight_gradient", lambda *parts: calls.append(1) or weight_gradient(*parts))
     expected, found = gradients(plain, images, mixed), gradients(fast, images, mixed)
