@@ -84,11 +84,12 @@ _keep_compiler_out()
 
 
 def take_step(optimizer: Optimizer, lr: float) -> None:
-    """Updates the parameters from their gradients, at rate `lr` times each group's `lr_scale`; without the optimiser's hooks,
-    and without its wrapper, which loads torch's compiler to tell it that there is nothing to compile."""
+    """Updates the parameters from their gradients, at rate `lr` times each group's `lr_scale`, as `optimizer.step()` does with
+    its hooks; without the wrapper around it that loads torch's compiler to tell it that there is nothing to compile."""
     set_learning_rate(optimizer, lr)
+    plain = inspect.unwrap(type(optimizer).step)
     with torch.no_grad():
-        inspect.unwrap(type(optimizer).step)(optimizer)
+        Optimizer.profile_hook_step(plain)(optimizer)
 
 
 def _can_fuse(model: nn.Module) -> bool:

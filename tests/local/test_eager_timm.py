@@ -18,6 +18,7 @@ import sports_ray.orchestrate.local
 from sports_ray.config import ModelConfig, OptimConfig
 from sports_ray.model.build import create
 from sports_ray.model.optim import create_optimizer, take_step
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 def learn(name, decay, step):
     torch.manual_seed(0)
@@ -30,6 +31,10 @@ def learn(name, decay, step):
     optimizer.load_state_dict(optimizer.state_dict())
     return model.state_dict()
 
+hooked = []
+register_optimizer_step_pre_hook(lambda *_: hooked.append("before"))
+register_optimizer_step_post_hook(lambda *_: hooked.append("after"))
+
 def torchs_own(optimizer, rate):
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
@@ -39,6 +44,7 @@ kinds = [("adamw", 0.7), ("adam", 1.0), ("sgd", 0.7)]
 here = [learn(*kind, take_step) for kind in kinds]
 loaded = [name for name in ("torch._dynamo", "sympy", "torch._inductor") if name in sys.modules]
 assert not loaded, loaded
+assert hooked == ["before", "after"] * 6, hooked
 own = [learn(*kind, torchs_own) for kind in kinds]
 assert "torch._dynamo" in sys.modules
 assert all(torch.equal(one[key], other[key]) for one, other in zip(here, own) for key in one)
