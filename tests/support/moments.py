@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+IN_TRAINING = {"look", "forward", "backward", "update begins", "updated", "EMA", "evaluation"}
+"""Kinds that every training has: were a hook not called, its moments would be tried no more, and nobody told."""
 CALLS = ("open", "write", "fsync", "replace", "link", "unlink", "mkdir", "rmdir")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from sports_ray.config import TrainConfig
 from sports_ray.recipe import build_config, config_from_dict, config_to_dict
 from sports_ray.store.codec import canonical
-from tests.support.moments import Moment, Moments
+from tests.support.moments import IN_TRAINING, Moment, Moments
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.support.preload"])
@@ -68,7 +68,9 @@ def train_in_child(config: TrainConfig, kill_at: int = -1, stop_at: int = -1, di
 def moments_of(config: TrainConfig) -> list[Moment]:
     """Trains unbroken in a process of its own; all the moments at which it could have died."""
     assert _run_child(_train_counted, config) == 0
-    return [Moment(*found) for found in json.loads(_counted_file(config).read_text())]
+    moments = [Moment(*found) for found in json.loads(_counted_file(config).read_text())]
+    assert {moment.kind for moment in moments} >= IN_TRAINING
+    return moments
 
 
 def _run_child(target: Any, config: TrainConfig, *rest: Any) -> int:
