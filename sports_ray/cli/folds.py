@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sports_ray.cli.show import own_words
 from sports_ray.cli.train import Command, chosen_config, execute, scan_progress, train
 from sports_ray.cli.train_show import show_pause, show_plan
 
@@ -70,7 +69,7 @@ class _FoldsCommand(Command):
     """Goes on with all folds, and not with one of the runs."""
 
     def go_on(self, plan: Plan) -> str:
-        return shlex.join(own_words())
+        return shlex.join(self.words)
 
 
 def cross_validate(
@@ -143,7 +142,7 @@ def score_folds(runs: FoldRuns, kind: str, command: _FoldsCommand) -> Mapping[st
         log = None if "://" in runs.store else Path(runs.store) / "predictions" / "ray.log"
         here = runs.config.cluster.workers == "0"
         compute = computer("0" if here else "auto", log=log, ready=command.stops.install)
-        scores = predict_out_of_fold(plans, storage, runs.store, compute, blocks.event, own_words())
+        scores = predict_out_of_fold(plans, storage, runs.store, compute, blocks.event, command.words)
         blocks.close()
     _show_scores(runs, kind, scores, storage.uri, command)
     return scores

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
@@ -28,25 +28,36 @@ class Out:
         """`stream`: None where the command was started without it (`>&-`)."""
         self._stream: Any = stream
         self._broken = stream is None
+        self._waiting = ""
 
     def line(self, text: str) -> None:
         self.write(f"{text}\n")
         self.flush()
 
     def write(self, text: str) -> int:
-        try:
-            if not self._broken:
-                self._stream.write(text)
-        except OSError:
-            self._give_up()
+        self._waiting += text
+        self._do(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
+        self._do(lambda: self._stream.flush())
+        self._waiting = ""
+
+    def _do(self, act: Callable[[], object]) -> None:
         try:
             if not self._broken:
-                self._stream.flush()
+                self._unless_in_a_write(act)
         except OSError:
             self._give_up()
+
+    def _unless_in_a_write(self, act: Callable[[], object]) -> None:
+        """A signal's handler may be here in the midst of a write that waits for its reader: Python's buffers take no other
+        then. What that write was to bring, and what the handler has to say, go past them; the process ends behind it."""
+        try:
+            act()
+        except RuntimeError:
+            waiting, self._waiting = self._waiting, ""
+            os.write(self._stream.fileno(), waiting.encode(self._stream.encoding, "backslashreplace"))
 
     def console(self) -> Console:
         """A console of rich's, which writes through this."""

@@ -139,6 +139,7 @@ class Command:
     def __init__(self, as_json: bool) -> None:
         self.stops = Stops().install()
         self.started = own_start()
+        self.words = own_words()
         self.plan: Plan | None = None
         self.show = choose_show(as_json)
         self.stops.leave_with(self.leave)
@@ -153,8 +154,9 @@ class Command:
             self.stops.alarm(self.started + seconds)
 
     def leave(self, reason: str) -> None:
-        """Says, before the process ends, what is safe and how to go on. Called from a signal's handler."""
-        step, total, command = 0, 0, shlex.join(own_words())
+        """Says, before the process ends, what is safe and how to go on. Called from a signal's handler, maybe in the midst
+        of an import: it needs no module that is not there yet."""
+        step, total, command = 0, 0, shlex.join(self.words)
         if self.plan is not None:
             total = self.plan.schedule.total_steps
             with suppress(SportsRayError):

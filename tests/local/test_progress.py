@@ -4,13 +4,20 @@ terminal for its commands too. Where nothing can be written any more the work go
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import termios
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -191,3 +198,41 @@ def test_show_that_cannot_be_written_is_quiet_from_then_on(
     assert -2 <= out.left < 0, (
         "it failed once for the command's own show and once for another beside it, if there is one"
     )
+
+
+WAITING = """
+import sys
+from sports_ray.cli.show import JsonShow, PlainShow
+from sports_ray.stops import Stops
+stops, show = Stops().install(), {"json": JsonShow, "lines": PlainShow}[sys.argv[1]]()
+stops.leave_with(lambda reason: show.fact("paused", reason))
+for number in range(10_000):
+    show.fact("line", f"{number} " + 70 * "=")
+"""
+
+
+@pytest.mark.parametrize("kind", ["json", "lines"])
+def test_stop_while_a_line_waits_for_its_reader_is_told_when_he_reads_on(kind: str) -> None:
+    """A terminal that Ctrl-S holds, a pager: the stop comes in the midst of a write, whose stream takes no other then."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    words = [sys.executable, "-c", WAITING, kind]
+    with subprocess.Popen(words, env=buffered, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stderr is not None
+        before = -1
+        while (held := bytes_in(child.stdout)) != before or not held:
+            before = held
+            time.sleep(0.2)
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        *lines, told = child.stdout.read().decode().splitlines()
+        assert child.wait() == 75 and not child.stderr.read()
+    numbers = [int(re.search(r"\d+", line).group()) for line in lines]  # type: ignore[union-attr]
+    assert numbers == list(range(len(lines)))
+    assert told.split() == ["paused", "SIGTERM"] or json.loads(told) == {"event": "paused", "text": "SIGTERM"}
+
+
+def bytes_in(pipe: IO[bytes]) -> int:
+    """That wait there to be read."""
+    number = array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, number)
+    return number[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shlex
 import signal
@@ -13,6 +14,7 @@ import pytest
 from sports_ray.data.demo import draw_demo
 from sports_ray.store.commit import newest
 from sports_ray.store.storage import open_storage
+from tests.support.importing import modules_of, stopped_in
 from tests.support.running import Running, Started
 from tests.support.shell import sports_ray
 
@@ -122,6 +124,41 @@ def test_stop_while_python_still_imports_is_a_pause_with_the_command_that_works(
     (paused,) = run.events("paused")
     assert (paused["step"], paused["reason"]) == (0, sent.name)
     assert shlex.split(paused["command"]) == ["sports-ray", *words(name)]
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("store/storage.py", words("in-an-import")),
+        ("store/storage.py", ("folds", "--data", "set", "--model", "test_resnet", "--json")),
+        ("store/storage.py", ("tune", "--data", "set", "--models", "test_resnet", "--json")),
+        ("predict/plan.py", ("eval-ensemble", "--data", "set", "--run", "whole", "--json")),
+    ],
+    ids=["train", "folds", "tune", "eval-ensemble"],
+)
+def test_stop_in_the_midst_of_an_import_is_a_pause_with_the_command_that_works(
+    place: Path, module: str, command: tuple[str, ...]
+) -> None:
+    """The keys in a command's words are left out by `storage`: they have to be known before."""
+    assert shlex.split(paused_in(place, f"/sports_ray/{module}", *command)) == ["sports-ray", *command]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_stop_in_the_midst_of_any_import_is_a_pause(place: Path) -> None:
+    modules = modules_of(place, *words("any-import"))
+    assert len(modules) > 60
+    for index, module in enumerate(modules):
+        paused_in(place, module, *words(f"any-import-{index}"))
+
+
+def paused_in(place: Path, module: str, *command: str) -> str:
+    """What it says to go on with."""
+    shown = stopped_in(place, module, *command)
+    assert shown.returncode == 75 and not shown.stderr, f"{module}: exit code {shown.returncode}: {shown.stderr}"
+    (paused,) = [event for event in map(json.loads, shown.stdout.splitlines()) if event["event"] == "paused"]
+    assert paused["reason"] == "SIGINT", module
+    return str(paused["command"])
 
 
 def test_stop_of_a_resumed_run_before_its_first_step_names_the_step_that_is_safe(
