@@ -24,7 +24,7 @@ from sports_ray.config import ModelConfig, OptimConfig
 from sports_ray.engine.guard import is_out_of_memory
 from sports_ray.engine.memory import give_back, keep_freed_memory
 from sports_ray.model.build import create, image_spec, parameter_count, pretrained_cfg, resolve_name
-from sports_ray.model.depthwise import speed_up
+from sports_ray.model.convolution import speed_up
 from sports_ray.model.eager_timm import timm
 from sports_ray.model.optim import create_optimizer
 from sports_ray.model.shapes import shapes_only

@@ -30,7 +30,7 @@ from sports_ray.engine.record import Speed, system_facts
 from sports_ray.engine.schedule import Schedule
 from sports_ray.engine.world import World
 from sports_ray.model.build import create, image_spec
-from sports_ray.model.depthwise import speed_up
+from sports_ray.model.convolution import speed_up
 from sports_ray.model.loss import balanced_weights
 from sports_ray.model.optim import default_lr, learning_rate
 from sports_ray.model.weights import load_weights

@@ -5,5 +5,5 @@ weights  pretrained weights and files, with a gate on how much of the backbone t
 optim    parameter groups, optimiser, lr(step), the optimiser's state as named tensors
 loss     cross-entropy with mixed labels and smoothing
 ema      moving average of the weights
-depthwise  faster gradients of depthwise convolutions on a CPU
+convolution  faster gradients of depthwise and pointwise convolutions on a CPU
 """

@@ -236,7 +236,7 @@ def _precision(plan: Plan, on_gpus: bool) -> str:
 
     from sports_ray.engine.learner import choose_precision
     from sports_ray.model.build import create, image_spec
-    from sports_ray.model.depthwise import speed_up
+    from sports_ray.model.convolution import speed_up
 
     model = create(plan.config.model, len(plan.manifest.classes), plan.config.data.image_size)
     device = torch.device("cuda" if on_gpus else "cpu")

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 from ray._private import parameter
 
-from sports_ray.orchestrate.cluster import _any_agent_port
+from sports_ray.orchestrate.cluster import _any_agent_port, maker, prepare_environment, spins, worker_environment
 
 
 def test_a_cluster_of_ones_own_does_without_the_port_that_another_may_hold() -> None:
     with _any_agent_port():
         assert parameter.RayParams(num_cpus=1).dashboard_agent_listen_port == 0
     assert parameter.RayParams().dashboard_agent_listen_port == 52365, "left to all that is started afterwards"
+
+
+def test_threads_wait_as_long_for_each_other_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        spins("vendor_id\t: AuthenticAMD\n") == "8000" and spins("vendor_id\t: GenuineIntel\n") == spins("") == "3000"
+    )
+    monkeypatch.setattr(os, "environ", {})
+    prepare_environment()
+    assert os.environ["GOMP_SPINCOUNT"] == worker_environment()["GOMP_SPINCOUNT"] == spins(maker())
+
+
+def test_how_long_threads_wait_is_the_users_choice_where_he_made_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"GOMP_SPINCOUNT": "7"})
+    prepare_environment()
+    assert worker_environment()["GOMP_SPINCOUNT"] == "7"
