@@ -38,6 +38,19 @@ def test_gradient_of_a_depthwise_kernel_is_that_of_torch(
     torch.testing.assert_close(depthwise_gradient(x, gradient, padding), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kernel", [(5, 5), (7, 7), (5, 7)])
+@pytest.mark.parametrize("padding", [(0, 0), (2, 2), (3, 3), (7, 4)])
+def test_gradient_of_the_images_is_that_of_torch(kernel: tuple[int, int], padding: tuple[int, int]) -> None:
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 40, 8, 9, generator=draw).contiguous(memory_format=torch.channels_last).requires_grad_()
+    model = DepthwiseConv2d(40, 40, kernel, padding=padding, groups=40)
+    y = nn.functional.conv2d(x, model.weight, model.bias, padding=padding, groups=40)
+    gradient = torch.randn(y.shape, generator=draw)
+    (expected,) = torch.autograd.grad(y, x, gradient)
+    found = convolution._image_gradient(x.shape, model.weight, gradient, padding, 40)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("images", "channels", "kernels", "side"), [(1, 2, 5, 7), (6, 40, 8, 8), (3, 5, 1, 1)])
 def test_gradient_of_a_pointwise_kernel_is_that_of_torch(images: int, channels: int, kernels: int, side: int) -> None:
     draw = torch.Generator().manual_seed(1)
@@ -100,9 +113,11 @@ def test_model_learns_alike_and_its_weights_fit_both(
     assert bool(calls["depthwise_gradient"]) == (mixed or processor == "AVX2")
     assert bool(calls["pointwise_gradient"]) == (not mixed and processor == "AVX2" and PointwiseConv2d in kinds)
     assert expected.keys() == found.keys()
+    whole = torch.cat([value.flatten() for value in expected.values()]).norm()
     for key, value in expected.items():
-        # bfloat16 has eight bits, and both sides round on many ways.
-        assert (found[key] - value).norm() <= (0.05 if mixed else 1e-4) * value.norm() + 1e-6, key
+        # bfloat16 has eight bits, and both sides round on many ways; batch norm passes on what is left of differences.
+        least = (0.05 if mixed else 1e-3) * value.norm() + 1e-6 * whole
+        assert (found[key] - value).norm() <= least, key
     plain.eval(), fast.eval()
     with torch.inference_mode():
         assert torch.equal(plain(images), fast(images))
