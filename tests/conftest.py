@@ -13,6 +13,8 @@ from tests.support.s3 import CREDENTIALS
 # Before the server of forked children starts, which hands on what it finds; the S3 servers of tests take any key.
 os.environ.update(CREDENTIALS)
 
+gc.disable()  # until collection is over: what imports make stays
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,3 +52,4 @@ def pytest_collection_finish() -> None:
     """What imports and collection have made stays to the end: the garbage collector need not go through it again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()

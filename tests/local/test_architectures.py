@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import timm
 import torch
 
 from sports_ray.bench import architectures
 from sports_ray.bench.architectures import describe, footnotes, markdown, measured
+from sports_ray.model.eager_timm import timm
 from tests.support.shell import sports_ray as shell
 
 NAMES = ("test_resnet", "test_vit")

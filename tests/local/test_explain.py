@@ -8,7 +8,6 @@ from random import Random
 from typing import NamedTuple
 
 import pytest
-import timm
 import torch
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from sports_ray.data.demo_scenes import BLACK, MARGIN, Pen, ball, surface
 from sports_ray.errors import WeightsError
+from sports_ray.model.eager_timm import timm
 from sports_ray.report.explain import FEATURES, grad_cam
 
 SIZE = 96

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 
 from sports_ray.bench.architectures import PURPOSES, describe, published_top1, purpose_of
 from sports_ray.errors import WeightsError
 from sports_ray.model.build import resolve_name
+from sports_ray.model.eager_timm import timm
 from sports_ray.recipe import load_recipe, recipe_names
 
 

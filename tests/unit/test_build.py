@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 from timm.data import resolve_data_config
 from timm.layers import DropPath
@@ -20,6 +19,7 @@ from sports_ray.model.build import (
     set_train_mode,
     trainable,
 )
+from sports_ray.model.eager_timm import timm
 from sports_ray.model.shapes import shapes_only
 
 

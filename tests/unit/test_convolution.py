@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -21,6 +20,7 @@ from sports_ray.model.convolution import (
     pointwise_gradient,
     speed_up,
 )
+from sports_ray.model.eager_timm import timm
 
 
 @pytest.mark.parametrize("kernel", [(5, 5), (7, 7), (5, 7)])

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
@@ -55,6 +54,8 @@ def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
     "name", ["test_vit", "test_convnext", "test_resnet", "test_efficientnet", "convnext_large", "swinv2_large"]
 )
 def test_layer_decay_gives_each_parameter_timms_scale_and_weight_decay(name: str) -> None:
+    from timm.optim import param_groups_layer_decay  # 1.7 s that the other processes of the suite need not spend
+
     with shapes_only():
         model = create(ModelConfig(name=name), 5)
     optim = OptimConfig(layer_decay=0.8, weight_decay=0.05)

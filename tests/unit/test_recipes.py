@@ -6,12 +6,12 @@ import json
 import re
 
 import pytest
-import timm
 import torch
 from click.testing import CliRunner
 
 from sports_ray.cli.models import models, recipes
 from sports_ray.model.build import create, image_spec, own_size, pretrained_cfg, resolve_name, trainable
+from sports_ray.model.eager_timm import timm
 from sports_ray.model.optim import default_lr, learning_rate
 from sports_ray.model.shapes import shapes_only
 from sports_ray.recipe import build_config, load_recipe, recipe_header, recipe_names, recipe_text

@@ -16,7 +16,6 @@ from typing import Any
 
 import huggingface_hub.constants as hub_constants
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -25,6 +24,7 @@ from sports_ray.config import ModelConfig
 from sports_ray.errors import WeightsError
 from sports_ray.model import source
 from sports_ray.model.build import create, head_parameters
+from sports_ray.model.eager_timm import timm
 from sports_ray.model.shapes import shapes_only
 from sports_ray.model.weights import checkpoint_filter, load_weights
 
