@@ -16,7 +16,7 @@ def test_a_cluster_of_ones_own_does_without_the_port_that_another_may_hold() -> 
     assert parameter.RayParams().dashboard_agent_listen_port == 52365, "left to all that is started afterwards"
 
 
-def test_threads_wait_as_long_for_each_other_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_wait_longer_for_each_other_on_amd(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         spins("vendor_id\t: AuthenticAMD\n") == "8000" and spins("vendor_id\t: GenuineIntel\n") == spins("") == "3000"
     )
