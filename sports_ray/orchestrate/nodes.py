@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+from sports_ray.orchestrate.cluster import no_idle_helpers
 from sports_ray.processes import below, name_of
 
 FAST_HEALTH = {
@@ -30,11 +31,10 @@ class Nodes:
     """A head without CPUs, where the driver lives, and nodes of one CPU. A context manager that leaves no process behind."""
 
     def __init__(self, nodes: int) -> None:
-        # Ray's fixed port for a node's agent is taken where another cluster lives: 3.5 s of waiting.
-        head: dict[str, Any] = {"num_cpus": 0, "include_dashboard": False, "dashboard_agent_listen_port": 0}
-        head["_system_config"] = FAST_HEALTH
+        head: dict[str, Any] = {"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_HEALTH}
         logging.getLogger("ray").setLevel(logging.ERROR)  # each new cluster is worth a line to it
-        self.cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
+        with no_idle_helpers():
+            self.cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
         self._stopped: set[int] = set()
         self.nodes: list[Any] = []
         try:
@@ -56,7 +56,8 @@ class Nodes:
         return {"RAY_ADDRESS": self.cluster.address}
 
     def add(self) -> Any:
-        node = self.cluster.add_node(num_cpus=1)
+        with no_idle_helpers():
+            node = self.cluster.add_node(num_cpus=1)
         self.nodes.append(node)
         return node
 

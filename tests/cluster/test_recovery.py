@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -18,6 +19,7 @@ from sports_ray.errors import DataError, TrainingError
 from sports_ray.orchestrate import worker
 from sports_ray.orchestrate.plan import make_plan
 from sports_ray.orchestrate.train import train_on_ray
+from sports_ray.processes import below
 from sports_ray.stops import DRIVER_GONE
 from sports_ray.store.lease import Owner
 from tests.support.driver import Driver
@@ -96,6 +98,8 @@ def test_killed_driver_is_followed_by_the_same_command_and_its_killed_controller
     with Driver(config, {}) as driver:
         first = driver.until("start")["step"]
         assert first > 0, "it went on from a commit"
+        running = " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in below(driver.process.pid))
+        assert "raylet" in running and not re.search("log_monitor.py|/monitor.py|/dashboard.py", running)
         driver.until("evaluated", step=first + 12)
         (controller,) = named_below(driver.process.pid, "ray::TrainController")
         os.kill(controller, signal.SIGKILL)

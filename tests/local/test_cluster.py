@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 
 import pytest
-from ray._private import parameter
+from ray._private import node, parameter
 
-from sports_ray.orchestrate.cluster import _any_agent_port, maker, prepare_environment, spins, worker_environment
+from sports_ray.orchestrate.cluster import maker, no_idle_helpers, prepare_environment, spins, worker_environment
 
 
-def test_a_cluster_of_ones_own_does_without_the_port_that_another_may_hold() -> None:
-    with _any_agent_port():
-        assert parameter.RayParams(num_cpus=1).dashboard_agent_listen_port == 0
-    assert parameter.RayParams().dashboard_agent_listen_port == 52365, "left to all that is started afterwards"
+def test_a_cluster_of_ones_own_does_without_idle_helpers_and_the_port_that_another_may_hold() -> None:
+    server = node.Node.start_api_server
+    with no_idle_helpers():
+        asked = parameter.RayParams(num_cpus=1)
+        assert not asked.include_log_monitor and asked.no_monitor and asked.dashboard_agent_listen_port == 0
+        assert node.Node.start_api_server is not server
+    with no_idle_helpers(usage_stats=True):
+        assert node.Node.start_api_server is server, "it is what sends them"
+    left = parameter.RayParams()
+    assert left.include_log_monitor is None and not left.no_monitor and left.dashboard_agent_listen_port == 52365
+    assert node.Node.start_api_server is server, "left to all that is started afterwards"
 
 
 def test_threads_wait_longer_for_each_other_on_amd(monkeypatch: pytest.MonkeyPatch) -> None:
