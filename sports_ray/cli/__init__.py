@@ -6,6 +6,7 @@ Each module holds one command or group and is imported when it is called, so tha
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import json
 import logging
@@ -134,6 +135,8 @@ def main() -> None:
     # What people are to see is printed; without a handler of its own Python would add the log's warnings on stderr.
     logging.getLogger("sports_ray").addHandler(logging.NullHandler())
     _show_any_name()
+    # Imports of hundreds of thousands of objects, none of them garbage: by default a tenth of a start goes into the search.
+    gc.set_threshold(50_000)
     try:
         code = cli.main(prog_name="sports-ray", standalone_mode=False)
     except SportsRayError as error:

@@ -52,7 +52,7 @@ def forward_backward(
 def _prepare(learner: Learner, schedule: Schedule, step: int, batch: Batch, lanes: Sequence[LaneSpan]) -> Mixed:
     """Normalises and mixes, lane by lane: partners never come from another lane, so the world's size does not matter."""
     augment, seed = learner.config.augment, learner.config.loop.seed
-    images, partner = learner.normalise(batch.images), torch.arange(len(batch.labels))
+    images, partner = learner.planes(batch.images), torch.arange(len(batch.labels))
     lam = torch.ones(len(batch.labels))
     epochs_left = schedule.epochs_left(step)
     if augment.mixup or augment.cutmix:
@@ -64,8 +64,8 @@ def _prepare(learner: Learner, schedule: Schedule, step: int, batch: Batch, lane
                 partner[here] = here.start + plan.partner
                 lam[here] = plan.lam
     device = learner.world.device
-    labels = batch.labels.to(device, non_blocking=True)
-    return Mixed(images, labels, batch.labels[partner].to(device, non_blocking=True), lam.to(device, non_blocking=True))
+    values = (batch.labels, batch.labels[partner], lam)
+    return Mixed(learner.laid_out(images), *(value.to(device, non_blocking=True) for value in values))
 
 
 def _chunks(n: int, size: int) -> Iterator[slice]:

@@ -56,10 +56,17 @@ class Learner:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [n, 3, S, S] on any device -> float32 [n, 3, S, S] on the learner's, (x / 255 - mean) / std."""
-        layout = torch.channels_last if self.config.model.channels_last else torch.contiguous_format
+        return self.laid_out(self.planes(images))
+
+    def planes(self, images: Tensor) -> Tensor:
+        """As `normalise`, plane after plane: arithmetic along a last dimension of three is four times as slow."""
         moved = images.to(self.world.device, non_blocking=True)
-        # In planes first: arithmetic along a last dimension of three is four times as slow as this and the copy.
-        return moved.to(torch.float32).sub_(self.mean).mul_(self.inverse_std).contiguous(memory_format=layout)
+        return moved.to(torch.float32).sub_(self.mean).mul_(self.inverse_std)
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """The same values as the model's memory format has them."""
+        layout = torch.channels_last if self.config.model.channels_last else torch.contiguous_format
+        return images.contiguous(memory_format=layout)
 
     def autocast(self) -> AbstractContextManager[Any]:
         enabled = self.precision != "fp32"

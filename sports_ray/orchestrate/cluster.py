@@ -165,10 +165,10 @@ def no_idle_helpers(usage_stats: bool = False) -> Iterator[None]:
     from ray._private import node, parameter
 
     params, server = parameter.RayParams, node.Node.start_api_server
-    lean = {"include_log_monitor": False, "no_monitor": True, "dashboard_agent_listen_port": 0}
+    lean: dict[str, Any] = {"include_log_monitor": False, "no_monitor": True, "dashboard_agent_listen_port": 0}
     parameter.RayParams = functools.partial(params, **lean)  # type: ignore[misc, assignment]
     if not usage_stats:
-        node.Node.start_api_server = _no_server  # type: ignore[method-assign]
+        node.Node.start_api_server = _no_server  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
