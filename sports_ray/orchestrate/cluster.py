@@ -33,7 +33,9 @@ def spins(cpuinfo: str) -> str:
     torch's default, many times as long, takes the core from others: beside one busy process on two cores a training of
     test_resnet took 33 s, with this 16 s (with AMX). Much less, and threads are woken all the time: a bare loop on two cores
     of an AMD EPYC trained at 49, 52 and 60 images/s with 3,000, at 54, 65 and 57 with 8,000, and with torch's default at 52,
-    58 and 69; beside a busy process at 29 with 3,000, 27 with 8,000, 22 with 20,000. On Intel 8,000 was not measured.
+    58 and 69; beside a busy process at 29 with 3,000, 27 with 8,000, 22 with 20,000. With 30,000 a whole training on Ray is a
+    twentieth faster than with 8,000 when it is alone, but beside a busy process it takes 1.6 times as long. On Intel 8,000 was
+    not measured.
     """
     return "8000" if "AuthenticAMD" in cpuinfo else "3000"
 
