@@ -136,7 +136,7 @@ def main() -> None:
     logging.getLogger("sports_ray").addHandler(logging.NullHandler())
     _show_any_name()
     # Imports of hundreds of thousands of objects, none of them garbage: by default a tenth of a start goes into the search.
-    gc.set_threshold(50_000)
+    gc.set_threshold(10_000)
     try:
         code = cli.main(prog_name="sports-ray", standalone_mode=False)
     except SportsRayError as error:

@@ -135,7 +135,7 @@ def stderr_to(log: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _batch_scheduling() -> Iterator[None]:
-    """What is started in the block never preempts, where Linux schedules: Ray's dozen of processes wake 1,000 times a second.
+    """What is started in the block never preempts, where Linux schedules: Ray's own processes wake hundreds of times a second.
 
     On two cores they cost a training 6 % of its speed. A train worker takes itself out (`processes.schedule_normally`).
     """
@@ -159,8 +159,8 @@ def no_idle_helpers(usage_stats: bool = False) -> Iterator[None]:
     """Clusters that are started in the block lack what would have no work in them (Ray 2.60 asks for it all the same).
 
     No log monitor: no driver listens to it. No monitor of an autoscaler that is not there. No server of a dashboard that is
-    off, unless `usage_stats`, which it sends. On two cores a start takes 4.4 s so, with them 6.6 s (of core time 5.6 s in
-    place of 8.7 s), an end 0.2 s in place of 1.2 s.
+    off, unless `usage_stats`, which it sends. On two cores a start takes 4.4 s so, with them 6.0 s (of core time, end
+    included, 5.7 s in place of 8.7 s), an end 0.2 s in place of 1.2 s.
 
     Nor do they wait for Ray's fixed port for a node's agent, 52365: beside another cluster, and beside what is left of a
     killed driver's, a start waits 3.5 s for it and then does without. `ray.init` has no option for any of these."""

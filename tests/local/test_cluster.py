@@ -14,7 +14,7 @@ def test_a_cluster_of_ones_own_does_without_idle_helpers_and_the_port_that_anoth
     server = node.Node.start_api_server
     with no_idle_helpers():
         asked = parameter.RayParams(num_cpus=1)
-        assert not asked.include_log_monitor and asked.no_monitor and asked.dashboard_agent_listen_port == 0
+        assert asked.include_log_monitor is False and asked.no_monitor and asked.dashboard_agent_listen_port == 0
         assert node.Node.start_api_server is not server
     with no_idle_helpers(usage_stats=True):
         assert node.Node.start_api_server is server, "it is what sends them"
